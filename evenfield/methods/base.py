@@ -1,0 +1,90 @@
+"""What a training method is: a pure function of parameters and batch that returns named losses."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from evenfield.nn.predictor import Predictor
+from evenfield.registry import Registry
+from evenfield.types import UNKNOWN, Batch, Losses, Needs
+
+
+class Method(nn.Module, ABC):
+    """The contract of a method.
+
+    A method makes no optimiser, moves nothing between devices, switches no mode and writes no
+    file. It draws only from `seeds.generator(batch.seed, purpose)`.
+
+    Attributes:
+        needs: What a batch must hold.
+        learns_to: How far the loss must fall on one fixed batch (contract suite), as a fraction.
+        predictor: What is kept of the training: the model that adapters and `predict` use.
+    """
+
+    name: ClassVar[str]
+    needs: ClassVar[Needs] = Needs()
+    learns_to: ClassVar[float] = 0.5
+
+    @dataclass(frozen=True, slots=True, kw_only=True)
+    class Config:
+        """The hyper-parameters of a method."""
+
+    predictor: Predictor
+    config: Any
+
+    def __init__(self, config: Any, *, backbone: nn.Module, d: int, k: int, c: int) -> None:
+        """Build heads on a backbone.
+
+        Args:
+            config: The method's own `Config`.
+            backbone: (n, c + extra_channels, h, w) to (n, d).
+            d: Number of features.
+            k: Number of classes.
+            c: Number of image channels.
+        """
+        super().__init__()
+        del c
+        self.config = config
+        self.predictor = Predictor(backbone, nn.Linear(d, k))
+
+    @classmethod
+    def extra_channels(cls, config: Any) -> int:
+        """How many input channels the method adds to those of the image (ARM-CML: k)."""
+        del config
+        return 0
+
+    @property
+    def native(self) -> str:
+        """The adapter that the method was trained for; validation runs in this mode."""
+        return "source"
+
+    @abstractmethod
+    def losses(self, batch: Batch, *, progress: float) -> Losses:
+        """The losses of a mini-batch.
+
+        Args:
+            batch: What `needs` asks for.
+            progress: How much of the training is done, from 0 to 1.
+        """
+
+    def groups(self) -> list[dict[str, Any]]:
+        """Parameter groups for the optimiser."""
+        return [{"params": [p for p in self.parameters() if p.requires_grad]}]
+
+    def after_step(self, progress: float) -> None:
+        """What follows an optimiser step (moving averages, group weights)."""
+
+
+METHODS: Registry[Method] = Registry("method", package="evenfield.methods")
+
+
+def cross_entropy(logits: Tensor, label: Tensor) -> Tensor:
+    """Mean cross-entropy over the items with a known label; 0 (with a gradient) if there is none."""
+    known = label != UNKNOWN
+    total = F.cross_entropy(logits.float(), label, ignore_index=UNKNOWN, reduction="sum")
+    return total / known.sum().clamp(min=1)

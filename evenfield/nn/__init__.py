@@ -1,0 +1,1 @@
+"""Encoders for any number of channels, and control over the statistics of their normalisation."""

@@ -1,0 +1,184 @@
+"""Whose statistics does a BatchNorm layer use? This room answers for 1d, 2d and 3d layers alike.
+
+`normalising(model, rule)` replaces, for the length of a `with` block, what every BatchNorm layer
+does by `rule(name, layer, x)`. Weights, buffers and train/eval mode stay untouched, and any model
+made of torch's own layers can be used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+Rule = Callable[[str, _BatchNorm, Tensor], Tensor]
+
+
+def batch_norms(model: nn.Module) -> dict[str, _BatchNorm]:
+    """The BatchNorm layers by name, in the order of registration."""
+    return {name: layer for name, layer in model.named_modules() if isinstance(layer, _BatchNorm)}
+
+
+@contextmanager
+def normalising(model: nn.Module, rule: Rule) -> Iterator[None]:
+    """Inside the block every BatchNorm layer of `model` computes `rule(name, layer, x)`."""
+    layers = batch_norms(model)
+    try:
+        for name, layer in layers.items():
+            layer.forward = partial(rule, name, layer)  # type: ignore[method-assign]
+        yield
+    finally:
+        for layer in layers.values():
+            del layer.__dict__["forward"]
+
+
+@dataclass(frozen=True, slots=True)
+class Moments:
+    """Moments of one layer's input over a set of images.
+
+    Attributes:
+        num_images: How many images.
+        mean: (c,) over images and pixels.
+        var: (c,) biased variance over images and pixels.
+        spread: (c,) biased variance over images of the images' own means (0 for one image).
+    """
+
+    num_images: int
+    mean: Float[Tensor, " c"]
+    var: Float[Tensor, " c"]
+    spread: Float[Tensor, " c"]
+
+
+def moments(x: Float[Tensor, "n c *pixels"]) -> Moments:
+    """The moments of a set of images, each image weighing the same.
+
+    Computed in float32 at least: the mean of squares of bfloat16 would lose the variance.
+
+    >>> m = moments(torch.tensor([[[0.0, 2.0]], [[4.0, 6.0]]]))
+    >>> m.mean.item(), m.var.item(), m.spread.item()
+    (3.0, 5.0, 4.0)
+    """
+    x = x if x.dtype == torch.float64 else x.float()
+    flat = x.flatten(2) if x.ndim > 2 else x[..., None]
+    var_in, mean_nc = torch.var_mean(flat, dim=2, correction=0)
+    spread, mean = torch.var_mean(mean_nc, dim=0, correction=0)
+    return Moments(len(x), mean, var_in.mean(0) + spread, spread)
+
+
+def pool(parts: Iterable[Moments]) -> Moments:
+    """The moments of the union of sets, exact: between-set variance is counted.
+
+    >>> part = lambda value: Moments(2, torch.tensor([value]), torch.ones(1), torch.zeros(1))
+    >>> pool([part(0.0), part(4.0)]).var.item()  # 1 within + 4 between
+    5.0
+    """
+    sets = list(parts)
+    total = sum(m.num_images for m in sets)
+    share = [m.num_images / total for m in sets]
+    mean = sum_of(s * m.mean for s, m in zip(share, sets, strict=True))
+    gap = [(m.mean - mean).square() for m in sets]
+    var = sum_of(s * (m.var + g) for s, m, g in zip(share, sets, gap, strict=True))
+    spread = sum_of(s * (m.spread + g) for s, m, g in zip(share, sets, gap, strict=True))
+    return Moments(total, mean, var, spread)
+
+
+def mix(a: Moments, b: Moments, weight: float | Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and variance of a mixture with share `weight` of `a` and the rest of `b`.
+
+    The variance holds the between-group term `w (1 - w) (mean_a - mean_b)^2`.
+    """
+    mean = weight * a.mean + (1 - weight) * b.mean
+    var = weight * a.var + (1 - weight) * b.var
+    return mean, var + weight * (1 - weight) * (a.mean - b.mean).square()
+
+
+def sum_of(items: Iterable[Tensor]) -> Tensor:
+    """The sum of a non-empty run of tensors."""
+    first, *rest = items
+    for item in rest:
+        first = first + item
+    return first
+
+
+def normalise(
+    layer: _BatchNorm,
+    x: Float[Tensor, "n c *pixels"],
+    mean: Float[Tensor, " c"],
+    var: Float[Tensor, " c"],
+) -> Tensor:
+    """Normalise with given statistics; gradient flows through them if they carry one."""
+    if not (mean.requires_grad or var.requires_grad):
+        return F.batch_norm(
+            x, mean.to(x.device), var.to(x.device), layer.weight, layer.bias, False, 0.0, layer.eps
+        )
+    scale = torch.rsqrt(var + layer.eps)
+    shift = -mean * scale
+    if layer.affine:
+        scale, shift = scale * layer.weight, shift * layer.weight + layer.bias
+    axes = (1, -1, *([1] * (x.ndim - 2)))
+    return x * scale.to(x.dtype).reshape(axes) + shift.to(x.dtype).reshape(axes)
+
+
+@torch.no_grad()
+def track(layer: _BatchNorm, mean: Tensor, var: Tensor, count: int) -> None:
+    """Update the running statistics as torch does in train mode (unbiased variance)."""
+    if layer.running_mean is None or layer.running_var is None:
+        return
+    if layer.num_batches_tracked is not None:
+        layer.num_batches_tracked.add_(1)
+    momentum = layer.momentum
+    if momentum is None:
+        momentum = 1.0 / float(layer.num_batches_tracked)  # type: ignore[arg-type]
+    unbiased = var * (count / max(count - 1, 1))
+    layer.running_mean.lerp_(mean.to(layer.running_mean.dtype), momentum)
+    layer.running_var.lerp_(unbiased.to(layer.running_var.dtype), momentum)
+
+
+def union_rule(name: str, layer: _BatchNorm, x: Tensor) -> Tensor:
+    """Statistics of all the images of the pass, whatever mode the layer is in; tracked in train."""
+    del name
+    tracks = layer.training and layer.track_running_stats
+    if tracks and layer.num_batches_tracked is not None:
+        layer.num_batches_tracked.add_(1)
+    return F.batch_norm(
+        x,
+        layer.running_mean if tracks else None,
+        layer.running_var if tracks else None,
+        layer.weight,
+        layer.bias,
+        True,
+        0.1 if layer.momentum is None else layer.momentum,
+        layer.eps,
+    )
+
+
+def subset_rule(keep: Bool[Tensor, " n"], *, gradient: bool = True) -> Rule:
+    """Statistics of the images in `keep`, applied to all; with or without gradient through them."""
+
+    def rule(name: str, layer: _BatchNorm, x: Tensor) -> Tensor:
+        del name
+        chosen = x[keep]
+        with torch.set_grad_enabled(torch.is_grad_enabled() and gradient):
+            axes = [0, *range(2, x.ndim)]
+            var, mean = torch.var_mean(
+                chosen if chosen.dtype == torch.float64 else chosen.float(), dim=axes, correction=0
+            )
+        if layer.training:
+            track(layer, mean.detach(), var.detach(), chosen.numel() // x.shape[1])
+        return normalise(layer, x, mean, var)
+
+    return rule
+
+
+def set_statistics(layer: _BatchNorm, mean: Tensor, var: Tensor) -> None:
+    """Write statistics into a layer's buffers (used on copies only)."""
+    layer.running_mean = mean.detach().clone()
+    layer.running_var = var.detach().clone()
+    layer.track_running_stats = True

@@ -1,0 +1,104 @@
+"""The words that rooms exchange. Axis letters: n images, c channels, h w pixels, d features, k classes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+UNKNOWN = -1
+"""The code of a label that is not known (negative controls, new plates)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """A mini-batch on one device.
+
+    Attributes:
+        image: (n, c, h, w) floats, normalised.
+        label: (n,) int64 class codes; -1 is unknown and never enters a loss.
+        is_control: (n,) bool, negative controls.
+        context: (n,) int64 codes of the unit whose statistics are shared (mostly the plate).
+        domain: (n,) int64 codes of the unit that carries the batch effect.
+        row: (n,) int64 rows of the manifest: any other column is a join away.
+        seed: what a method draws from, through `seeds.generator(batch.seed, purpose)`.
+    """
+
+    image: Tensor
+    label: Tensor
+    is_control: Tensor
+    context: Tensor
+    domain: Tensor
+    row: Tensor
+    seed: int = 0
+
+    def __len__(self) -> int:
+        return len(self.label)
+
+    def __getitem__(self, index: Any) -> Batch:
+        """The items at `index` (a slice, a bool mask or integer codes), with the same seed."""
+        return replace(self, **{name: getattr(self, name)[index] for name in self._tensors()})
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The same batch on a device."""
+        moved = {
+            name: getattr(self, name).to(device, non_blocking=True) for name in self._tensors()
+        }
+        return replace(self, **moved)
+
+    @classmethod
+    def _tensors(cls) -> list[str]:
+        return [field.name for field in fields(cls) if field.name != "seed"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Needs:
+    """What a method asks of a mini-batch.
+
+    Attributes:
+        domains: The least number of domains in a batch.
+        controls: Whether negative controls of the batch's own context must be in it.
+        one_context: Whether a batch is an episode: all its images from one context.
+        smallest_side: The least height and width of an image in pixels.
+    """
+
+    domains: int = 1
+    controls: bool = False
+    one_context: bool = False
+    smallest_side: int = 8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Losses:
+    """What a method returns: the scalar to minimise and its named parts (for logs and tests)."""
+
+    total: Tensor
+    parts: dict[str, Tensor]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Context:
+    """The unlabelled images of ONE unit (a plate) that an adapter may learn from.
+
+    Attributes:
+        image: (n, c, h, w) normalised floats; may be empty (0, c, h, w).
+        is_control: (n,) bool, which of them are negative controls.
+        name: The unit's name, for messages.
+    """
+
+    image: Tensor
+    is_control: Tensor
+    name: str = ""
+
+    @property
+    def controls(self) -> Tensor:
+        """The control images, (n_c, c, h, w)."""
+        return self.image[self.is_control]
+
+    @property
+    def perturbed(self) -> Tensor:
+        """The other images, (n_p, c, h, w)."""
+        return self.image[~self.is_control]
