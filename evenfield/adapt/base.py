@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -14,16 +13,16 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from evenfield.errors import EvenfieldWarning
-from evenfield.nn.norm import (
-    Moments,
-    batch_norms,
-    moments,
-    normalise,
-    normalising,
-    pool,
-    set_statistics,
+from evenfield.errors import EvenfieldWarning, InputError
+from evenfield.nn.estimate import (
+    Seen,
+    device_of,
+    fit_exact,
+    fit_pooled,
+    held_by,
+    stratified_chunks,
 )
+from evenfield.nn.norm import Moments, batch_norms
 from evenfield.nn.predictor import Predictor
 from evenfield.registry import Registry
 from evenfield.types import Context
@@ -33,7 +32,7 @@ class Adapted(nn.Module):
     """A model that has taken in a context. Every prediction is independent of its companions.
 
     Attributes:
-        model: The predictor, in eval mode, frozen.
+        model: The predictor, in eval mode.
         memory: What the output rule needs besides the model (support sets, prototypes).
     """
 
@@ -45,20 +44,55 @@ class Adapted(nn.Module):
         memory: dict[str, Tensor] | None = None,
     ) -> None:
         super().__init__()
+        for name, layer in batch_norms(model).items():
+            if layer.running_mean is None:
+                raise InputError(
+                    f"{adapter.name}: BatchNorm layer {name!r} has no running statistics, so its "
+                    "predictions would depend on the other images of a batch",
+                    fix="use a model with track_running_stats=True, or an adapter of statistics "
+                    "with a non-empty context (union, controls, batch)",
+                )
         self.adapter = adapter
         self.model = model.eval()
         self.memory = memory or {}
         self._source = (source,)  # in a tuple: not a submodule, its weights are not ours
 
-    @torch.inference_mode()
     def predict(self, image: Float[Tensor, "n c h w"]) -> Float[Tensor, "n k"]:
         """Log-probabilities of any number of images; a row depends on nothing but its image."""
-        features = self.model.features(image)
-        return self.adapter.output(features, self.model.head(features).float(), self.memory)
+        with torch.inference_mode():
+            features = self.model.features(image)
+            logits = self.model.head(features).float()
+        with torch.inference_mode(False), torch.no_grad():  # what is handed out is a plain tensor
+            return self.adapter.output(features, logits, self.memory)
 
     def reset(self) -> Predictor:
         """The source model, bit for bit as it was."""
         return self._source[0]
+
+    def state(self) -> dict[str, Tensor]:
+        """What differs from the source model (`model.*`) and the memory (`memory.*`).
+
+        Small: the statistics of a ResNet-18 are 40 kB. `torch.save` it, read it with
+        `torch.load(weights_only=True)`, and give it to `Adapter.restore` with the same source.
+
+        Raises:
+            InputError: The conditioned model is of another class than the source.
+        """
+        source = self._source[0]
+        if type(self.model) is not type(source):
+            raise InputError(
+                f"{self.adapter.name}: the adapted model is a {type(self.model).__name__}, its "
+                f"source a {type(source).__name__}: the difference cannot be written",
+                fix="let `Predictor.condition` return a copy of its own class, with what it has "
+                "learned from the context in buffers or parameters",
+            )
+        before = source.state_dict()
+        parts = {
+            f"model.{name}": tensor.detach().cpu().clone()
+            for name, tensor in self.model.state_dict().items()
+            if name not in before or not same_bits(tensor, before[name])
+        }
+        return parts | {f"memory.{name}": t.detach().cpu() for name, t in self.memory.items()}
 
 
 class Adapter(ABC):
@@ -70,6 +104,7 @@ class Adapter(ABC):
 
     name: ClassVar[str]
     uses_controls: ClassVar[bool] = True
+    config: Any
 
     @dataclass(frozen=True, slots=True, kw_only=True)
     class Config:
@@ -86,6 +121,38 @@ class Adapter(ABC):
             model: The source model; it is not changed.
             context: Images of one plate, perturbed and controls, without labels.
         """
+
+    def restore(self, model: Predictor, state: dict[str, Tensor]) -> Adapted:
+        """The adapted model from its source and its `Adapted.state`.
+
+        Raises:
+            InputError: The state belongs to another architecture.
+        """
+        adapted = copy_of(model)
+        memory = {}
+        device = device_of(model)
+        for key, tensor in state.items():
+            kind, _, path = key.partition(".")
+            if kind == "memory":
+                memory[path] = tensor.to(device)
+                continue
+            owner, leaf = path.rpartition(".")[::2]
+            try:
+                module = adapted.get_submodule(owner)
+                held = module._parameters.get(leaf, module._buffers.get(leaf))
+                if kind != "model" or (held is not None and held.shape != tensor.shape):
+                    raise AttributeError(key)
+            except AttributeError as error:
+                raise InputError(
+                    f"{self.name}: the state's {key!r} {tuple(tensor.shape)} has no place in this "
+                    "model",
+                    fix="restore with the very checkpoint that the plate was adapted with",
+                ) from error
+            if leaf in module._parameters and held is not None:
+                held.data.copy_(tensor)
+            else:
+                module.register_buffer(leaf, tensor.to(device, copy=True))
+        return Adapted(self, adapted, model, memory)
 
     def output(
         self,
@@ -115,6 +182,9 @@ class StatisticsAdapter(Adapter):
     composition and their moments are pooled (between-chunk variance counted): exact for the first
     layer; deeper layers see inputs normalised chunk by chunk. `exact` goes layer by layer instead,
     one pass a layer.
+
+    A layer that sees a single value per channel (one image of one pixel) learns no variance and
+    keeps the source's statistics. A model without BatchNorm keeps everything, with a warning.
     """
 
     @dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,108 +222,113 @@ class StatisticsAdapter(Adapter):
         """The part of the context that is used; here fallbacks are decided and announced."""
         return context
 
-    @torch.inference_mode()
     def fit(self, model: Predictor, context: Context) -> Adapted:
         """One pass (or one a layer) over the context; weights stay bit for bit."""
-        context = self.select(context)
-        adapted = copy.deepcopy(model).eval()
-        if len(context.image):
-            chunks = list(stratified_chunks(context, self.config.chunk))
-            if self.config.exact and len(chunks) > 1:
-                self._fit_exact(model, adapted, chunks)
-            else:
-                self._fit_pooled(model, adapted, chunks)
+        context = self.select(checked(context))
+        adapted = copy_of(model)
+        if not batch_norms(adapted):
+            self.warn(context, "the model has no BatchNorm layer: nothing is adapted")
+        elif len(context.image):
+            source = batch_norms(model)
+
+            def choose(name: str, seen: Seen) -> tuple[Tensor, Tensor]:
+                return self.chosen(model, name, source[name], seen)
+
+            exact = self.config.exact and len(context.image) > self.config.chunk
+            chunks = stratified_chunks(context, self.config.chunk)
+            (fit_exact if exact else fit_pooled)(adapted, chunks, choose)
+            self._check_finite(adapted, context)
         return Adapted(self, adapted, model)
 
-    def _chosen(
-        self, model: Predictor, name: str, layer: _BatchNorm, parts: list[Split]
+    def _check_finite(self, adapted: Predictor, context: Context) -> None:
+        means = [layer.running_mean for layer in batch_norms(adapted).values()]
+        if not all(bool(mean.isfinite().all()) for mean in means if mean is not None):
+            raise InputError(
+                f"{self.name}: the images of {context.name or 'this context'} give statistics "
+                "that are not finite",
+                fix="look for NaN or infinite pixels in this plate and leave those images out",
+            )
+
+    def chosen(
+        self, model: Predictor, name: str, layer: _BatchNorm, seen: Seen
     ) -> tuple[Tensor, Tensor]:
-        """The statistics for the pooled moments of some chunks; the source's if so decided."""
-        sides = [[part[side] for part in parts] for side in (0, 1)]
-        perturbed, controls = (
-            pool(m for m in side if m is not None) if any(m is not None for m in side) else None
-            for side in sides
+        """The statistics for what a layer saw of a context; the source's if so decided."""
+        pair = None
+        if seen.num_values > 1:
+            pair = self.statistics(model, name, layer, seen.perturbed, seen.controls)
+        if pair is not None:
+            return pair
+        if layer.running_mean is None:
+            raise InputError(
+                f"{self.name}: BatchNorm layer {name!r} has no statistics to fall back to",
+                fix="give a larger context, or a model with track_running_stats=True",
+            )
+        return held_by(layer)
+
+
+class PerturbedStatistics(StatisticsAdapter):
+    """Moments of the perturbed images alone; controls are left out.
+
+    Fallback: without a perturbed image the source's statistics stay.
+    """
+
+    uses_controls = False
+
+    def select(self, context: Context) -> Context:
+        """The perturbed images."""
+        if not len(context.perturbed):
+            self.warn(context, "no perturbed image: the source's statistics are kept")
+        return side_of(context, controls=False)
+
+    def statistics(
+        self,
+        model: Predictor,
+        name: str,
+        layer: _BatchNorm,
+        perturbed: Moments | None,
+        controls: Moments | None,
+    ) -> tuple[Tensor, Tensor] | None:
+        """mean_p, var_p."""
+        del model, name, layer, controls
+        return (perturbed.mean, perturbed.var) if perturbed else None
+
+
+def side_of(context: Context, *, controls: bool) -> Context:
+    """The controls of a context, or its perturbed images, alone."""
+    keep = context.is_control if controls else ~context.is_control
+    if bool(keep.all()):
+        return context
+    return replace(context, image=context.image[keep], is_control=context.is_control[keep])
+
+
+def checked(context: Context) -> Context:
+    """The context, if its flags fit its images.
+
+    Raises:
+        InputError: They do not.
+    """
+    flags = context.is_control
+    if flags.dtype != torch.bool or flags.shape != context.image.shape[:1]:
+        raise InputError(
+            f"the control flags of {context.name or 'a context'} are {flags.dtype} "
+            f"{tuple(flags.shape)} for images {tuple(context.image.shape)}",
+            fix="give one bool for each image",
         )
-        chosen = self.statistics(model, name, layer, perturbed, controls)
-        if chosen is None:
-            assert layer.running_mean is not None and layer.running_var is not None
-            return layer.running_mean, layer.running_var
-        return chosen
-
-    def _fit_pooled(self, model: Predictor, adapted: Predictor, chunks: list[Context]) -> None:
-        source = batch_norms(model)
-        seen: dict[str, list[Split]] = {}
-
-        def rule_for(context: Context) -> Any:
-            def rule(name: str, layer: _BatchNorm, x: Tensor) -> Tensor:
-                part = split_moments(x, context.is_control)
-                seen.setdefault(name, []).append(part)
-                return normalise(layer, x, *self._chosen(model, name, source[name], [part]))
-
-            return rule
-
-        for chunk in chunks:
-            with normalising(adapted, rule_for(chunk)):
-                adapted(chunk.image)
-        for name, layer in batch_norms(adapted).items():
-            if name in seen:
-                set_statistics(layer, *self._chosen(model, name, source[name], seen[name]))
-
-    def _fit_exact(self, model: Predictor, adapted: Predictor, chunks: list[Context]) -> None:
-        source = batch_norms(model)
-        layers = batch_norms(adapted)
-        done: set[str] = set()
-        while True:
-            fresh: dict[str, list[Split]] = {}
-
-            def rule_for(context: Context, fresh: dict[str, list[Split]] = fresh) -> Any:
-                def rule(name: str, layer: _BatchNorm, x: Tensor) -> Tensor:
-                    if name not in done:
-                        fresh.setdefault(name, []).append(split_moments(x, context.is_control))
-                        raise _Reached
-                    assert layer.running_mean is not None and layer.running_var is not None
-                    return normalise(layer, x, layer.running_mean, layer.running_var)
-
-                return rule
-
-            for chunk in chunks:
-                with normalising(adapted, rule_for(chunk)):
-                    try:
-                        adapted(chunk.image)
-                    except _Reached:
-                        continue
-            if not fresh:
-                return
-            for name, parts in fresh.items():
-                set_statistics(layers[name], *self._chosen(model, name, source[name], parts))
-                done.add(name)
+    return context
 
 
-class _Reached(Exception):
-    """Stops a pass at the first layer whose statistics are not settled."""
+def copy_of(model: Predictor) -> Predictor:
+    """A copy in eval mode; its tensors are plain ones, even inside `torch.inference_mode`."""
+    with torch.inference_mode(False):
+        return copy.deepcopy(model).eval()
 
 
-Split = tuple[Moments | None, Moments | None]
+def same_bits(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors are equal, NaN included."""
+    return a.shape == b.shape and a.dtype == b.dtype and torch.equal(a.nan_to_num(), b.nan_to_num())
 
 
-def split_moments(x: Tensor, is_control: Tensor) -> Split:
-    """The moments of the perturbed images and of the controls of one pass."""
-    num_controls = int(is_control.sum())
-    if num_controls == 0:
-        return moments(x), None
-    if num_controls == len(x):
-        return None, moments(x)
-    return moments(x[~is_control]), moments(x[is_control])
-
-
-def stratified_chunks(context: Context, chunk: int) -> Iterator[Context]:
-    """Cut a context into chunks of at most `chunk` images, each with the context's own mixture."""
-    num_chunks = -(-len(context.image) // chunk)
-    if num_chunks <= 1:
-        yield context
-        return
-    order = torch.arange(len(context.image), device=context.image.device)
-    perturbed, controls = order[~context.is_control], order[context.is_control]
-    for part in range(num_chunks):
-        rows = torch.cat([perturbed[part::num_chunks], controls[part::num_chunks]])
-        yield replace(context, image=context.image[rows], is_control=context.is_control[rows])
+def check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    """Raise an `InputError` unless a setting is one of the allowed words."""
+    if value not in allowed:
+        raise InputError(f"{name} is {value!r}", fix=f"choose one of: {', '.join(allowed)}")

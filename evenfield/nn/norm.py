@@ -56,20 +56,42 @@ class Moments:
     spread: Float[Tensor, " c"]
 
 
-def moments(x: Float[Tensor, "n c *pixels"]) -> Moments:
-    """The moments of a set of images, each image weighing the same.
+def image_moments(
+    x: Float[Tensor, "n c *pixels"],
+) -> tuple[Float[Tensor, "n c"], Float[Tensor, "n c"]]:
+    """Mean and biased variance of every image and channel over its pixels.
 
-    Computed in float32 at least: the mean of squares of bfloat16 would lose the variance.
+    Computed in float32 at least (the mean of squares of bfloat16 would lose the variance), from
+    centred values (the difference of two large squares would lose it too), and block by block:
+    `torch.var_mean` is many times slower on a processor, and a centred copy of everything would
+    leave its cache. Any memory format is read in place.
+    """
+    flat = x.flatten(2) if x.ndim > 2 else x[..., None]
+    elements = 2**26 if x.is_cuda else 2**19
+    rows = max(1, elements // max(1, flat[:1].numel()))
+    means, variances = [], []
+    for block in flat.split(rows):
+        block = block if block.dtype == torch.float64 else block.float()
+        mean = block.mean(2, keepdim=True)
+        means.append(mean[..., 0])
+        variances.append((block - mean).square().mean(2))
+    return torch.cat(means), torch.cat(variances)
+
+
+def gather(mean_nc: Float[Tensor, "n c"], var_nc: Float[Tensor, "n c"]) -> Moments:
+    """The moments of a set of images from those of each image (law of total variance)."""
+    spread, mean = torch.var_mean(mean_nc, dim=0, correction=0)
+    return Moments(len(mean_nc), mean, var_nc.mean(0) + spread, spread)
+
+
+def moments(x: Float[Tensor, "n c *pixels"]) -> Moments:
+    """The moments of a non-empty set of images, each image weighing the same.
 
     >>> m = moments(torch.tensor([[[0.0, 2.0]], [[4.0, 6.0]]]))
     >>> m.mean.item(), m.var.item(), m.spread.item()
     (3.0, 5.0, 4.0)
     """
-    x = x if x.dtype == torch.float64 else x.float()
-    flat = x.flatten(2) if x.ndim > 2 else x[..., None]
-    var_in, mean_nc = torch.var_mean(flat, dim=2, correction=0)
-    spread, mean = torch.var_mean(mean_nc, dim=0, correction=0)
-    return Moments(len(x), mean, var_in.mean(0) + spread, spread)
+    return gather(*image_moments(x))
 
 
 def pool(parts: Iterable[Moments]) -> Moments:
@@ -115,15 +137,24 @@ def normalise(
 ) -> Tensor:
     """Normalise with given statistics; gradient flows through them if they carry one."""
     if not (mean.requires_grad or var.requires_grad):
-        return F.batch_norm(
-            x, mean.to(x.device), var.to(x.device), layer.weight, layer.bias, False, 0.0, layer.eps
-        )
+        # torch's kernel takes half-precision images with float32 parameters, but no other mixture
+        like = x if layer.weight is None else layer.weight
+        mean, var = (moment.to(like.device, like.dtype) for moment in (mean, var))
+        return F.batch_norm(x, mean, var, layer.weight, layer.bias, False, 0.0, layer.eps)
     scale = torch.rsqrt(var + layer.eps)
     shift = -mean * scale
     if layer.affine:
         scale, shift = scale * layer.weight, shift * layer.weight + layer.bias
     axes = (1, -1, *([1] * (x.ndim - 2)))
     return x * scale.to(x.dtype).reshape(axes) + shift.to(x.dtype).reshape(axes)
+
+
+def momentum_of(layer: _BatchNorm) -> float:
+    """The weight of the newest statistics; None means the cumulative average, as in torch."""
+    if layer.momentum is not None:
+        return layer.momentum
+    assert layer.num_batches_tracked is not None
+    return 1.0 / max(float(layer.num_batches_tracked), 1.0)
 
 
 @torch.no_grad()
@@ -133,9 +164,7 @@ def track(layer: _BatchNorm, mean: Tensor, var: Tensor, count: int) -> None:
         return
     if layer.num_batches_tracked is not None:
         layer.num_batches_tracked.add_(1)
-    momentum = layer.momentum
-    if momentum is None:
-        momentum = 1.0 / float(layer.num_batches_tracked)  # type: ignore[arg-type]
+    momentum = momentum_of(layer)
     unbiased = var * (count / max(count - 1, 1))
     layer.running_mean.lerp_(mean.to(layer.running_mean.dtype), momentum)
     layer.running_var.lerp_(unbiased.to(layer.running_var.dtype), momentum)
@@ -144,7 +173,7 @@ def track(layer: _BatchNorm, mean: Tensor, var: Tensor, count: int) -> None:
 def union_rule(name: str, layer: _BatchNorm, x: Tensor) -> Tensor:
     """Statistics of all the images of the pass, whatever mode the layer is in; tracked in train."""
     del name
-    tracks = layer.training and layer.track_running_stats
+    tracks = layer.training and layer.track_running_stats and layer.running_mean is not None
     if tracks and layer.num_batches_tracked is not None:
         layer.num_batches_tracked.add_(1)
     return F.batch_norm(
@@ -154,7 +183,7 @@ def union_rule(name: str, layer: _BatchNorm, x: Tensor) -> Tensor:
         layer.weight,
         layer.bias,
         True,
-        0.1 if layer.momentum is None else layer.momentum,
+        momentum_of(layer) if tracks else 0.0,
         layer.eps,
     )
 
@@ -179,6 +208,8 @@ def subset_rule(keep: Bool[Tensor, " n"], *, gradient: bool = True) -> Rule:
 
 def set_statistics(layer: _BatchNorm, mean: Tensor, var: Tensor) -> None:
     """Write statistics into a layer's buffers (used on copies only)."""
-    layer.running_mean = mean.detach().clone()
-    layer.running_var = var.detach().clone()
+    like = mean if layer.running_mean is None else layer.running_mean
+    with torch.inference_mode(False):  # buffers made in it could never take part in training
+        layer.running_mean = mean.detach().to(like.dtype, copy=True)
+        layer.running_var = var.detach().to(like.dtype, copy=True)
     layer.track_running_stats = True
