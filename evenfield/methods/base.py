@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -84,7 +86,25 @@ METHODS: Registry[Method] = Registry("method", package="evenfield.methods")
 
 
 def cross_entropy(logits: Tensor, label: Tensor) -> Tensor:
-    """Mean cross-entropy over the items with a known label; 0 (with a gradient) if there is none."""
+    """Mean cross-entropy over the items with a known label; 0 (with a gradient) if none."""
     known = label != UNKNOWN
     total = F.cross_entropy(logits.float(), label, ignore_index=UNKNOWN, reduction="sum")
     return total / known.sum().clamp(min=1)
+
+
+def episodes(batch: Batch) -> list[Batch]:
+    """The batch cut by context, in the order of the codes; itself if there is only one."""
+    codes = batch.context.unique()
+    return [batch] if len(codes) <= 1 else [batch[batch.context == code] for code in codes]
+
+
+def episode_mean(batch: Batch, risk: Callable[[Batch], Tensor]) -> Tensor:
+    """The mean of a risk over the episodes that hold a labelled image; 0 (with a gradient) if none.
+
+    Args:
+        batch: One episode or several; controls are never counted as labelled.
+        risk: The risk of one episode, a scalar: its statistics never mix with another's.
+    """
+    cut = episodes(batch)
+    labelled = [e for e in cut if bool(((e.label != UNKNOWN) & ~e.is_control).any())]
+    return torch.stack([risk(episode) for episode in labelled or cut]).mean()
