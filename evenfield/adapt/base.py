@@ -293,6 +293,19 @@ class PerturbedStatistics(StatisticsAdapter):
         return (perturbed.mean, perturbed.var) if perturbed else None
 
 
+@torch.no_grad()
+def perturbed_outputs(
+    model: Predictor, context: Context, chunk: int
+) -> tuple[Float[Tensor, "n d"], Float[Tensor, "n k"]]:
+    """Features and logits of the perturbed images, `chunk` images a pass."""
+    features, logits = [], []
+    with torch.inference_mode(False):
+        for image in context.perturbed.split(chunk):
+            features.append(model.features(image.to(device_of(model))).float())
+            logits.append(model.head(features[-1]).float())
+    return torch.cat(features), torch.cat(logits)
+
+
 def side_of(context: Context, *, controls: bool) -> Context:
     """The controls of a context, or its perturbed images, alone."""
     keep = context.is_control if controls else ~context.is_control
