@@ -1,0 +1,1 @@
+"""Screens: the table of images, the pixels beside it, and what enters a mini-batch."""
