@@ -1,0 +1,1 @@
+"""The simulator's parts: configuration, layout, effects, cells, drawing, optics (see `simulate`)."""

@@ -1,0 +1,68 @@
+"""Screens that are used again and again, as functions."""
+
+from __future__ import annotations
+
+from evenfield.data.simulation.config import LayoutConfig, SimulationConfig
+
+
+def demo_screen(seed: int = 0) -> SimulationConfig:
+    """The screen of `make demo`: 9 batches of 2 plates, 3,600 fields (the last 3 batches for test).
+
+    Each plate has 8 mechanisms in 16 wells each, 64 DMSO and 8 positive-control wells.
+    """
+    return SimulationConfig(
+        seed=seed,
+        layout=LayoutConfig(
+            num_batches=9,
+            num_plates=2,
+            num_mechanisms=8,
+            num_compounds=2,
+            doses_um=(5.0, 20.0),
+            replicates=4,
+            num_dmso=64,
+            num_poscon=8,
+            num_sites=1,
+        ),
+    )
+
+
+def grid_screen(seed: int = 0) -> SimulationConfig:
+    """A screen of moderate size: 12 batches of 1 plate (the last 4 for test), 8,736 fields.
+
+    Each plate holds 72 fields of each of 8 mechanisms and 152 DMSO fields, so that contexts of 64
+    images and 128 controls can be drawn, whatever the class mix, with images left to score.
+    """
+    return SimulationConfig(
+        seed=seed,
+        layout=LayoutConfig(
+            num_batches=12,
+            num_plates=1,
+            num_mechanisms=8,
+            num_compounds=2,
+            doses_um=(3.0, 10.0, 30.0),
+            replicates=6,
+            num_dmso=76,
+            num_poscon=0,
+            num_sites=2,
+        ),
+    )
+
+
+def tiny_screen(seed: int = 0) -> SimulationConfig:
+    """For tests: 4 batches of 2 plates, 288 fields of 32 pixels."""
+    return SimulationConfig(
+        seed=seed,
+        size=32,
+        pixel_size_um=3.0,
+        layout=LayoutConfig(
+            num_batches=4,
+            num_plates=2,
+            num_mechanisms=3,
+            num_compounds=1,
+            doses_um=(10.0,),
+            replicates=8,
+            num_dmso=10,
+            num_poscon=2,
+            num_sites=1,
+        ),
+    )
