@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,9 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from evenfield.errors import EvenfieldWarning
 from evenfield.nn.predictor import Predictor
 from evenfield.registry import Registry
-from evenfield.types import UNKNOWN, Batch, Losses, Needs
+from evenfield.types import UNKNOWN, Batch, Context, Losses, Needs
 
 
 class Method(nn.Module, ABC):
@@ -108,3 +110,16 @@ def episode_mean(batch: Batch, risk: Callable[[Batch], Tensor]) -> Tensor:
     cut = episodes(batch)
     labelled = [e for e in cut if bool(((e.label != UNKNOWN) & ~e.is_control).any())]
     return torch.stack([risk(episode) for episode in labelled or cut]).mean()
+
+
+def images_to_condition_on(context: Context, method: str) -> Tensor:
+    """The perturbed images, on which the learned rules were trained; else the controls, warned."""
+    if len(context.perturbed):
+        return context.perturbed
+    warnings.warn(
+        f"{method}: {f'plate {context.name}' if context.name else 'this context'}: no perturbed "
+        "image, the controls condition the model instead",
+        EvenfieldWarning,
+        stacklevel=4,
+    )
+    return context.controls

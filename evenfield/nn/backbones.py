@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from jaxtyping import Float
@@ -15,6 +16,7 @@ from evenfield.nn.cnn import SmallCNN
 from evenfield.nn.resnet import BasicBlock, Bottleneck, ResNet
 
 Encoder = SmallCNN | ResNet
+Model = TypeVar("Model", bound=nn.Module)
 
 BACKBONES: dict[str, Callable[[int], Encoder]] = {
     "cnn-small": SmallCNN,
@@ -48,7 +50,7 @@ def build_backbone(name: str, channels: int) -> tuple[nn.Module, int]:
     return channels_last(encoder), num_features
 
 
-def channels_last(model: nn.Module) -> nn.Module:
+def channels_last(model: Model) -> Model:
     """The same model with its convolutions channels-last in memory."""
     for parameter in model.parameters():
         if parameter.ndim == 4:

@@ -213,3 +213,11 @@ def set_statistics(layer: _BatchNorm, mean: Tensor, var: Tensor) -> None:
         layer.running_mean = mean.detach().to(like.dtype, copy=True)
         layer.running_var = var.detach().to(like.dtype, copy=True)
     layer.track_running_stats = True
+
+
+def settle_rule(name: str, layer: _BatchNorm, x: Tensor) -> Tensor:
+    """Statistics of all the images of the pass, which the layer then keeps (copies only)."""
+    del name
+    seen = moments(x)
+    set_statistics(layer, seen.mean, seen.var)
+    return normalise(layer, x, seen.mean, seen.var)
