@@ -44,6 +44,7 @@ class Record:
         sha256: Its checksum.
         screen: Fingerprint of the screen.
         config: Hash of the configuration that produced it.
+        cell: Which cell of a grid wrote it; a cell that ran twice counts once (the last time).
         versions: Of evenfield and torch.
         extra: Anything else that the report may show (JSON values only).
     """
@@ -67,12 +68,17 @@ class Record:
     sha256: str = ""
     screen: str = ""
     config: str = ""
+    cell: str = ""
     versions: dict[str, str] = field(default_factory=dict)
     extra: dict[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> str:
         """One line, keys sorted, NaN refused (a number that is not one is a null)."""
         return json.dumps(asdict(self), sort_keys=True, allow_nan=False, separators=(",", ":"))
+
+    def identity(self) -> tuple[str, ...]:
+        """What two records of one measurement share."""
+        return (self.cell, self.kind, self.metric, self.unit_role, self.unit, self.level)
 
     @classmethod
     def from_json(cls, line: str) -> Record:
@@ -124,7 +130,7 @@ def append(folder: Path, records: Iterable[Record]) -> None:
 
 
 def read(folder: Path) -> list[Record]:
-    """All whole records of a folder, in the order of writing.
+    """All whole records of a folder, in the order of writing; of repeated ones the last.
 
     Raises:
         InputError: There is no records file.
@@ -134,7 +140,10 @@ def read(folder: Path) -> list[Record]:
         raise InputError(
             f"there are no records in {folder}", fix="give the folder that `evenfield bench` wrote"
         )
-    return list(_lines(path))
+    found: dict[Any, Record] = {}
+    for number, record in enumerate(_lines(path)):
+        found[record.identity() if record.cell else number] = record
+    return list(found.values())
 
 
 def _lines(path: Path) -> Iterator[Record]:

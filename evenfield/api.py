@@ -1,0 +1,457 @@
+"""The doors: one call a verb. The command line is the shadow of this file.
+
+Nothing heavy is imported before a verb is called, so that `import evenfield` and `--help` are quick.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from evenfield.config import (
+    RoleChoice,
+    RunConfig,
+    SplitConfig,
+    TrainConfig,
+    View,
+    load_config,
+)
+from evenfield.errors import EvenfieldWarning, InputError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from evenfield.data.manifest import Finding, Roles
+    from evenfield.data.store import Screen
+    from evenfield.report.tables import Row
+    from evenfield.train.checkpoint import Model
+
+
+def open_screen(folder: Path | str) -> Screen:
+    """Open a screen.
+
+    Args:
+        folder: What `ingest` or `simulate` wrote.
+
+    Raises:
+        InputError: It is no screen, or one of a newer schema.
+    """
+    from evenfield.data.store import Screen
+
+    return Screen.open(Path(folder))
+
+
+def _roles(screen: Screen, choice: RoleChoice) -> Roles:
+    given = {
+        name: value
+        for name in ("label", "context", "domain", "holdout")
+        if (value := getattr(choice, name)) is not None
+    }
+    return replace(screen.roles, **given)
+
+
+def simulate(
+    out: Path,
+    *,
+    preset: Literal["demo", "grid", "tiny"] = "demo",
+    seed: int = 0,
+    strength: float | None = None,
+    config: Path | None = None,
+    overwrite: bool = False,
+) -> Path:
+    """Write a simulated Cell Painting screen with known batch effects.
+
+    Args:
+        out: Folder of the screen.
+        preset: `demo` (what `evenfield demo` uses), `grid` (larger, for regimes) or `tiny`.
+        seed: Seed of everything that is drawn.
+        strength: Factor of all batch effects; 0 = no batch effect; none = the preset's.
+        config: A JSON file with a full simulation configuration; it replaces the preset.
+        overwrite: Replace a screen that is there.
+    """
+    from evenfield.data import simulate as simulation
+
+    if config is not None:
+        settings = load_config(simulation.SimulationConfig, config)
+    else:
+        settings = simulation.PRESETS[preset](seed=seed)
+    if strength is not None:
+        settings = replace(settings, strength=strength)
+    simulation.simulate(settings, Path(out), overwrite=overwrite)
+    return Path(out)
+
+
+def ingest(
+    reader: str,
+    out: Path,
+    *,
+    options: Mapping[str, Any] | None = None,
+    workers: int | None = None,
+    overwrite: bool = False,
+) -> Path:
+    """Read plates into a screen: once, in parallel, resumable, all or nothing.
+
+    Args:
+        reader: A name of `SOURCES`, e.g. `table`.
+        out: Folder of the screen.
+        options: The reader's settings.
+        workers: Parallel readers; none = one a core.
+        overwrite: Replace a screen that is there.
+
+    Raises:
+        InputError: The table or an image cannot be used; all faults are named together.
+    """
+    from evenfield.config import from_dict
+    from evenfield.data.ingest import ingest as run
+    from evenfield.data.sources import SOURCES
+
+    settings: Any = from_dict(SOURCES[reader].Config, dict(options or {}), where=f"{reader}.")
+    run(reader, settings, Path(out), workers=workers, overwrite=overwrite)
+    return Path(out)
+
+
+def audit(screen: Path | str, *, roles: RoleChoice = RoleChoice()) -> list[Finding]:  # noqa: B008
+    """What a screen's design cannot support: the checks at the door, and confounding.
+
+    Args:
+        screen: A screen's folder.
+        roles: Other columns for the roles.
+
+    Returns:
+        Findings, the worst first.
+    """
+    from evenfield.data.manifest import check_manifest
+
+    opened = open_screen(screen)
+    order = {"error": 0, "warning": 1, "info": 2}
+    found = check_manifest(opened.manifest, _roles(opened, roles))
+    return sorted(found, key=lambda item: order[item.severity])
+
+
+def train(
+    method: str,
+    screen: Path | str,
+    out: Path | str,
+    *,
+    options: Mapping[str, Any] | None = None,
+    view: View = View(),  # noqa: B008
+    split: SplitConfig = SplitConfig(),  # noqa: B008
+    train: TrainConfig = TrainConfig(),  # noqa: B008
+    roles: RoleChoice = RoleChoice(),  # noqa: B008
+) -> Path:
+    """Train a model on a screen, or go on where a killed run stopped.
+
+    Args:
+        method: A name of `METHODS`, e.g. `cs-arm-bn`.
+        screen: A screen's folder.
+        out: Folder of the run: `run.json`, `history.jsonl`, `best.pt`, `last.pt`.
+        options: The method's own settings.
+        view: What the network sees.
+        split: What is held out.
+        train: How it is trained.
+        roles: Other columns for the roles.
+
+    Returns:
+        The folder of the run.
+
+    Raises:
+        InputError: `out` holds another run, or a setting cannot be used.
+    """
+    from evenfield.progress import Bar
+    from evenfield.train.loop import parts_text
+    from evenfield.train.run import fit
+
+    opened = open_screen(screen)
+    config = RunConfig(
+        method=method, options=dict(options or {}), view=view, split=split, train=train
+    )
+    with Bar(f"train {method}") as bar:
+        validation = ""
+
+        def show(note: Any) -> None:
+            nonlocal validation
+            if note.validation is not None:
+                validation = f"  validation {note.validation:.3f}{' (best)' if note.best else ''}"
+            bar.update(note.step, note.total, parts_text(note.losses) + validation)
+
+        fit(opened, config, Path(out), roles=_roles(opened, roles), on_progress=show)
+    return Path(out)
+
+
+def _model(run: Path | str, device: str = "auto") -> Model:
+    from evenfield.train.checkpoint import open_model
+    from evenfield.train.loop import device_of
+
+    return open_model(Path(run), device=device_of(device))
+
+
+def adapt(
+    run: Path | str,
+    screen: Path | str,
+    out: Path | str,
+    *,
+    adapter: str = "native",
+    options: Mapping[str, Any] | None = None,
+    device: str = "auto",
+) -> Path:
+    """Adapt a model to every plate of a screen, without labels, and keep the adapted states.
+
+    Args:
+        run: A run's folder.
+        screen: The new plates.
+        out: Folder for one state a plate.
+        adapter: A name of `ADAPTERS`; `native` = the one that the method was trained for.
+        options: The adapter's settings.
+        device: `auto`, `cpu` or `cuda`.
+
+    Returns:
+        The folder; `predict` takes it as `adapted`.
+    """
+    from evenfield.bench.deploy import adapt_plates
+
+    return adapt_plates(
+        _model(run, device), open_screen(screen), Path(out), adapter, dict(options or {})
+    )
+
+
+def predict(
+    run: Path | str,
+    screen: Path | str,
+    out: Path | str,
+    *,
+    adapter: str = "native",
+    options: Mapping[str, Any] | None = None,
+    adapted: Path | None = None,
+    level: Literal["image", "well"] = "image",
+    device: str = "auto",
+) -> pd.DataFrame:
+    """Predict every perturbed image (or well) of a screen, plate by plate.
+
+    Args:
+        run: A run's folder.
+        screen: The new plates; labels are not needed and not read.
+        out: A Parquet file: `Metadata_` columns, label, probabilities, uncertainty (entropy of the
+            probabilities, 0 to 1), and the plate's shift score (how far its controls lie from
+            those of the training plates; about 1 is usual).
+        adapter: A name of `ADAPTERS`; `native` = the one that the method was trained for.
+        options: The adapter's settings.
+        adapted: A folder of `adapt`; its states are used instead of adapting now.
+        level: One row an image, or one a well (mean probability).
+        device: `auto`, `cpu` or `cuda`.
+
+    Returns:
+        The table that was written.
+    """
+    from evenfield.bench.deploy import predict_plates
+
+    return predict_plates(
+        _model(run, device),
+        open_screen(screen),
+        Path(out),
+        adapter,
+        dict(options or {}),
+        adapted=Path(adapted) if adapted else None,
+        level=level,
+    )
+
+
+def evaluate(
+    run: Path | str,
+    screen: Path | str,
+    out: Path | str,
+    *,
+    adapters: Sequence[str] = ("source", "native"),
+    device: str = "auto",
+) -> list[Row]:
+    """Judge a model against the labels of held-out plates, with and without adaptation.
+
+    On the screen that it was trained on, its held-out wells (`in-domain`) and its held-out units
+    (`new-batch`) are judged, never a training image; on another screen, all labelled images
+    (`new-screen`).
+
+    Args:
+        run: A run's folder.
+        screen: A screen with labels.
+        out: Folder for the records.
+        adapters: Names of `ADAPTERS`, or `native`.
+        device: `auto`, `cpu` or `cuda`.
+
+    Returns:
+        The table.
+    """
+    from evenfield.bench.deploy import evaluate_run
+
+    evaluate_run(_model(run, device), open_screen(screen), Path(out), tuple(adapters))
+    return results(out)
+
+
+def bench(
+    preset: str,
+    screen: Path | str,
+    out: Path | str,
+    *,
+    config: Path | None = None,
+    seeds: tuple[int, ...] | None = None,
+    epochs: int | None = None,
+    roles: RoleChoice = RoleChoice(),  # noqa: B008
+    command: str = "",
+) -> Path:
+    """Run a grid of methods x adapters x regimes x folds x seeds; goes on after a kill.
+
+    Args:
+        preset: A name of `evenfield.bench.presets.PRESETS`; `custom` = the file `config`.
+        screen: A screen's folder.
+        out: Folder of the records, artifacts and runs.
+        config: A JSON file with a full grid configuration.
+        seeds: Other seeds than the preset's.
+        epochs: At most so many epochs in every run.
+        roles: Other columns for the roles.
+        command: What the report says to repeat this with.
+
+    Returns:
+        The folder; `report` makes a page of it.
+    """
+    from evenfield.bench.grid import GridConfig, run_grid
+    from evenfield.bench.presets import PRESETS
+    from evenfield.progress import Bar
+
+    if config is not None:
+        grid = load_config(GridConfig, config)
+    elif preset in PRESETS:
+        grid = PRESETS[preset]()
+    else:
+        raise InputError(
+            f"there is no grid called {preset!r}",
+            fix=f"choose one of: {', '.join(PRESETS)}; or give a file with --config",
+        )
+    if seeds is not None:
+        grid = replace(grid, seeds=tuple(seeds))
+    if epochs is not None:
+        grid = replace(
+            grid,
+            arms=tuple(
+                replace(arm, train=replace(arm.train, epochs=min(epochs, arm.train.epochs)))
+                for arm in grid.arms
+            ),
+        )
+    opened = open_screen(screen)
+    with Bar("bench") as bar:
+
+        def show(note: Any) -> None:
+            within = note.progress.step / note.progress.total if note.progress else 1.0
+            bar.update(note.done + 0.95 * within * (note.done < note.total), note.total, note.text)
+
+        run_grid(
+            opened, grid, Path(out), roles=_roles(opened, roles), command=command, on_note=show
+        )
+    return Path(out)
+
+
+def results(
+    folder: Path | str, *, metric: str = "accuracy", level: Literal["image", "well"] = "image"
+) -> list[Row]:
+    """Aggregated records: means over held-out domains and seeds, with intervals.
+
+    Args:
+        folder: A folder with `records.jsonl`.
+        metric: A name of `METRICS`, or `all`.
+        level: `image` or `well`.
+
+    Raises:
+        InputError: There are no records, or none of this metric.
+    """
+    from evenfield.records import read
+    from evenfield.report.tables import summarise
+
+    rows = [
+        row
+        for row in summarise(read(Path(folder)))
+        if row.level == level and metric in ("all", row.metric)
+    ]
+    if not rows:
+        raise InputError(
+            f"{folder} holds no record of {metric!r} at the level of the {level}",
+            fix="choose another metric or level; --metric all shows every one",
+        )
+    return rows
+
+
+def report(folder: Path | str, *, out: Path | None = None) -> Path:
+    """Make one self-contained HTML page of a results folder.
+
+    Args:
+        folder: A folder with `records.jsonl`.
+        out: The page; none = `report.html` in the folder.
+
+    Returns:
+        The page's path.
+    """
+    from evenfield.report.page import build
+
+    return build(Path(folder), Path(out) if out else Path(folder) / "report.html")
+
+
+def demo(out: Path | str = Path("demo"), *, short: bool = False) -> Path:
+    """The main job on a simulated screen: train, adapt to unseen batches, judge, report.
+
+    Args:
+        out: Folder; goes on where a killed demo stopped.
+        short: Fewer epochs: shows that everything runs, not how well.
+
+    Returns:
+        The report's path.
+    """
+    folder = Path(out)
+    screen = folder / "screen"
+    if not (screen / "screen.json").exists():
+        simulate(screen, preset="demo")
+    bench(
+        "demo",
+        screen,
+        folder / "results",
+        epochs=2 if short else None,
+        command="make demo" if not short else "evenfield demo --short",
+    )
+    return report(folder / "results", out=folder / "report.html")
+
+
+def doctor() -> list[tuple[str, str, str]]:
+    """What this machine offers, and what is broken in its environment.
+
+    Returns:
+        (what, value, advice); an empty advice means that all is well.
+    """
+    from evenfield.environment import examine
+
+    return examine()
+
+
+@contextmanager
+def warnings_as_lines(write: Any) -> Iterator[None]:
+    """Show our warnings as one line each, once, while a verb runs (for the command line)."""
+    seen: set[str] = set()
+
+    def show(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
+        text = str(message)
+        if issubclass(category, EvenfieldWarning):
+            if text not in seen:
+                seen.add(text)
+                write(text)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", EvenfieldWarning)
+        warnings.showwarning = show  # type: ignore[assignment]
+        yield
+
+
+def rows_as_json(rows: Sequence[Row]) -> str:
+    """Rows as a JSON list."""
+    from evenfield.report.tables import as_json
+
+    text = as_json(rows)
+    return text if isinstance(text, str) else json.dumps(text)

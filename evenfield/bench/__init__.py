@@ -1,0 +1,1 @@
+"""Protocols, and grids of methods x adapters x regimes x seeds that resume."""

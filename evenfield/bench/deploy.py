@@ -1,0 +1,255 @@
+"""A trained model on new plates: adapt, predict, judge, one plate at a time, no label needed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from evenfield import __version__
+from evenfield.adapt.base import Adapted, Adapter
+from evenfield.bench.evaluate import judge, make_adapter, predict_contexts
+from evenfield.config import Regime, to_dict
+from evenfield.data.dataset import Reader
+from evenfield.data.sampler import ContextRows
+from evenfield.data.split import Units, contexts_for, make_split, units
+from evenfield.data.store import Screen
+from evenfield.errors import InputError, StorageError
+from evenfield.metrics.wells import to_wells
+from evenfield.progress import track
+from evenfield.records import Record, append, digest, file_sha256
+from evenfield.train import checkpoint
+from evenfield.train.calibrate import mean_features, shift_score
+from evenfield.train.checkpoint import Model
+from evenfield.train.run import write_json
+
+INDEX = "adapted.json"
+
+
+def choose(model: Model, adapter: str, options: dict[str, Any]) -> Adapter:
+    """The adapter by name; `native` is the one that the method was trained for."""
+    return make_adapter(model.method.native if adapter == "native" else adapter, options)
+
+
+def _reader(model: Model, screen: Screen) -> Reader:
+    model.check(screen)
+    coded = units(screen.manifest, model.roles, classes=model.classes)
+    device = next(model.method.parameters()).device
+    return Reader(screen, coded, model.config.view, model.normaliser, device)
+
+
+def plates(screen: Screen, model: Model, coded: Units) -> Iterator[ContextRows]:
+    """Every context of a screen: all images that are neither control nor empty, and the controls."""
+    kind = screen.manifest[model.roles.control]
+    wanted = np.flatnonzero(~kind.isin(["negcon", "empty"]).to_numpy())
+    for name, rows in coded.by_context(wanted).items():
+        yield ContextRows(name=name, perturbed=rows, controls=coded.controls_of(name))
+
+
+def adapt_plates(
+    model: Model, screen: Screen, out: Path, adapter: str, options: dict[str, Any]
+) -> Path:
+    """Write one adapted state a plate and an index; plates that are done are skipped.
+
+    Raises:
+        InputError: The screen does not fit the model, or `out` holds states of something else.
+        StorageError: The disk is full.
+    """
+    reader = _reader(model, screen)
+    rule = choose(model, adapter, options)
+    about = {
+        "adapter": rule.name,
+        "options": to_dict(rule.config),
+        "screen": screen.fingerprint,
+        "model": _model_id(model),
+    }
+    index = _open_index(out, about)
+    for context in track(list(plates(screen, model, reader.coded)), f"adapt ({rule.name})"):
+        if context.name in index["plates"]:
+            continue
+        adapted = rule.fit(model.method.predictor, reader.context(context))
+        name = f"{digest([context.name])}.pt"
+        checkpoint.save(out / name, {"schema": checkpoint.SCHEMA, "state": adapted.state()})
+        index["plates"][context.name] = {"file": name, "sha256": file_sha256(out / name)}
+        write_json(out / INDEX, index)
+    return out
+
+
+def _open_index(out: Path, about: dict[str, Any]) -> dict[str, Any]:
+    path = out / INDEX
+    if path.exists():
+        index = json.loads(path.read_text(encoding="utf-8"))
+        if {key: index[key] for key in about} != about:
+            raise InputError(
+                f"{out} holds states of another model, screen or adapter",
+                fix="choose another folder",
+            )
+        return index
+    if out.exists() and any(out.iterdir()):
+        raise InputError(
+            f"the output folder {out} exists and holds something else", fix="choose another folder"
+        )
+    return {**about, "plates": {}}
+
+
+def _model_id(model: Model) -> str:
+    first = next(iter(model.method.predictor.parameters())).detach().float().cpu()
+    return digest([to_dict(model.config)["method"], model.screen, f"{float(first.sum()):.9g}"])
+
+
+def predict_plates(
+    model: Model,
+    screen: Screen,
+    out: Path,
+    adapter: str,
+    options: dict[str, Any],
+    *,
+    adapted: Path | None,
+    level: str,
+) -> pd.DataFrame:
+    """Predict plate by plate and write one Parquet file, whole or not at all.
+
+    Raises:
+        InputError: The output exists; the screen does not fit; a plate has no adapted state.
+        StorageError: The disk is full.
+    """
+    if out.exists():
+        raise InputError(f"the output {out} exists", fix="choose another file or delete this one")
+    reader = _reader(model, screen)
+    index = None
+    if adapted is not None:
+        index = json.loads((adapted / INDEX).read_text(encoding="utf-8"))
+        if index["model"] != _model_id(model):
+            raise InputError(
+                f"{adapted} was adapted from another model", fix="adapt again with this run"
+            )
+        rule = make_adapter(index["adapter"], index["options"])
+    else:
+        rule = choose(model, adapter, options)
+    tables = []
+    for context in track(list(plates(screen, model, reader.coded)), f"predict ({rule.name})"):
+        if index is not None:
+            state = _state_of(adapted, index, context.name)
+            fitted = rule.restore(model.method.predictor, state)
+        else:
+            fitted = rule.fit(model.method.predictor, reader.context(context))
+        tables.append(_plate_table(model, reader, context, fitted, level))
+    if not tables:
+        raise InputError(
+            f"{screen.folder} has no perturbed image to predict",
+            fix="check Metadata_ControlType: only trt and poscon rows are predicted",
+        )
+    table = pd.concat(tables, ignore_index=True)
+    partial = out.with_name(out.name + ".partial")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        table.to_parquet(partial, index=False)
+        partial.replace(out)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise StorageError(
+            f"cannot write {out}: {error.strerror}", fix="free some space or choose another folder"
+        ) from error
+    return table
+
+
+def _state_of(adapted: Path | None, index: dict[str, Any], name: str) -> dict[str, torch.Tensor]:
+    assert adapted is not None
+    if name not in index["plates"]:
+        raise InputError(
+            f"{adapted} has no state of plate {name!r}", fix="run `evenfield adapt` on this screen"
+        )
+    return checkpoint.load(adapted / index["plates"][name]["file"])["state"]
+
+
+def _plate_table(
+    model: Model, reader: Reader, context: ContextRows, fitted: Adapted, level: str
+) -> pd.DataFrame:
+    rows = context.perturbed
+    log_prob = torch.cat(
+        [
+            fitted.predict(reader.images(rows[start : start + 256])).float().cpu()
+            for start in range(0, len(rows), 256)
+        ]
+    ).numpy()
+    if level == "well":
+        _, first, well = np.unique(reader.coded.well[rows], return_index=True, return_inverse=True)
+        log_prob, rows = to_wells(log_prob, well.ravel())[0], rows[first]
+    table = reader.screen.manifest.loc[
+        rows, [name for name in reader.screen.manifest if str(name).startswith("Metadata_")]
+    ].reset_index(drop=True)
+    if level == "well":
+        table = table.drop(columns=["Metadata_Site", "Metadata_Object"])
+    probability = np.exp(log_prob)
+    table["Prediction_Label"] = np.array(model.classes)[log_prob.argmax(1)]
+    for code, name in enumerate(model.classes):
+        table[f"Prediction_Probability_{name}"] = probability[:, code].astype(np.float32)
+    entropy = -(probability * log_prob).sum(1) / np.log(len(model.classes))
+    table["Prediction_Uncertainty"] = np.clip(entropy, 0, 1).astype(np.float32)
+    score = None
+    if len(context.controls):
+        mean = mean_features(model.method.predictor, reader, context.controls)
+        score = shift_score(mean, model.reference)
+    table["Prediction_PlateShift"] = np.float32(np.nan if score is None else score)
+    return table
+
+
+def evaluate_run(model: Model, screen: Screen, out: Path, adapters: tuple[str, ...]) -> Path:
+    """Judge a model and write records; training images are never judged.
+
+    Raises:
+        InputError: The screen does not fit the model, or nothing is left to judge.
+    """
+    reader = _reader(model, screen)
+    coded = reader.coded
+    if screen.fingerprint == model.screen:
+        split = make_split(coded, model.config.split)
+        protocol = "new-source" if model.roles.holdout == "Metadata_Source" else "new-batch"
+        parts = {"in-domain": split.in_domain, protocol: split.test}
+    else:
+        parts = {"new-screen": np.flatnonzero(coded.label >= 0)}
+    if not any(len(rows) for rows in parts.values()):
+        raise InputError(
+            f"{screen.folder} has no labelled image that the model has not been trained on",
+            fix="give a screen whose labels are among: " + ", ".join(model.classes),
+        )
+    label = model.config.method
+    for protocol, rows in parts.items():
+        if len(rows) == 0:
+            continue
+        contexts = contexts_for(coded, rows, Regime(), seed=0)
+        for name in adapters:
+            rule = choose(model, name, {})
+            scores = judge(
+                predict_contexts(model.method.predictor, reader, contexts, rule), coded
+            )
+            cell = digest([_model_id(model), screen.fingerprint, protocol, rule.name])
+            append(
+                out,
+                [
+                    Record(
+                        kind="value",
+                        protocol=protocol,
+                        method=label,
+                        adapter=rule.name,
+                        metric=score.metric,
+                        unit=score.unit,
+                        unit_role=score.unit_role,
+                        level=score.level,
+                        value=score.value,
+                        num=score.num,
+                        seed=model.config.train.seed,
+                        fold="+".join(model.config.split.test),
+                        screen=screen.fingerprint,
+                        cell=cell,
+                        versions={"evenfield": __version__, "torch": torch.__version__},
+                    )
+                    for score in scores
+                ],
+            )
+    return out

@@ -1,0 +1,484 @@
+"""The command line: the shadow of `evenfield.api`. Exit codes: 0 well, 1 findings, 2 input, 3 disk.
+
+`--help` of every verb answers without importing torch; only `train METHOD --help` and
+`ingest READER --help` import the method or reader whose settings they list.
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields, make_dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from evenfield import __version__, api
+from evenfield.config import RoleChoice, SplitConfig, TrainConfig, View, to_dict
+from evenfield.errors import EvenfieldError
+from evenfield.progress import set_quiet
+
+OUT = Console(soft_wrap=True, highlight=False)
+ERR = Console(stderr=True, soft_wrap=True, highlight=False)
+ROOT = Path(__file__).parent
+
+VERBS = {
+    "demo": "train, adapt, judge and report on a simulated screen: see what it does",
+    "doctor": "what this machine offers, and what is broken in its environment",
+    "simulate": "write a simulated Cell Painting screen with known batch effects",
+    "ingest": "read plates (images and a table) into a screen",
+    "audit": "what a screen's design cannot support, before anyone trains",
+    "train": "train a model on some batches",
+    "adapt": "adapt a model to new plates, without labels",
+    "predict": "predict new plates: labels, probabilities, uncertainty, shift of each plate",
+    "evaluate": "judge a model on held-out plates, with and without adaptation",
+    "bench": "run a grid of methods, adapters, protocols and seeds; resumable",
+    "report": "make one HTML page of results",
+    "results": "print aggregated results as a table or as JSON",
+}
+
+Quiet = Annotated[bool, tyro.conf.arg(aliases=["-q"], help="Print nothing but errors.")]
+Folder = Annotated[Path, tyro.conf.Positional]
+
+
+def _files(package: str) -> list[str]:
+    """Names of a registry's files, which are its entries' names, without importing them."""
+    stems = {path.stem for path in (ROOT / package).glob("*.py")} - {"__init__", "base"}
+    return sorted(stem.replace("_", "-") for stem in stems)
+
+
+def _demo(out: Path = Path("demo"), *, short: bool = False, quiet: Quiet = False) -> int:
+    """Train ERM and CS-ARM-BN on simulated batches, adapt to unseen ones, judge, report.
+
+    Args:
+        out: Folder; goes on where a killed demo stopped.
+        short: Fewer epochs: shows that everything runs, not how well.
+        quiet: Print nothing but errors.
+    """
+    page = api.demo(out, short=short)
+    if not quiet:
+        _show_rows(api.results(Path(out) / "results"))
+        OUT.print(f"\nReport: [bold]{escape(str(page.resolve()))}[/bold]")
+    return 0
+
+
+def _doctor() -> int:
+    """What this machine offers, and what is broken in its environment."""
+    found = api.doctor()
+    for what, value, advice in found:
+        OUT.print(f"{what:28s} {escape(value)}" + (f"\n  What to do: {escape(advice)}" if advice else ""))
+    return 1 if any(advice for _, _, advice in found) else 0
+
+
+def _simulate(
+    out: Folder,
+    *,
+    preset: Literal["demo", "grid", "tiny"] = "demo",
+    seed: int = 0,
+    strength: float | None = None,
+    config: Path | None = None,
+    overwrite: bool = False,
+    quiet: Quiet = False,
+) -> int:
+    """Write a simulated Cell Painting screen with known batch effects.
+
+    Args:
+        out: Folder of the screen.
+        preset: `demo` (small), `grid` (moderate, for regimes) or `tiny` (for tests).
+        seed: Seed of everything that is drawn.
+        strength: Factor of all batch effects; 0 = none at all; none = the preset's own.
+        config: A JSON file with a full simulation configuration; it replaces the preset.
+        overwrite: Replace a screen that is there.
+        quiet: Print nothing but errors.
+    """
+    api.simulate(
+        out, preset=preset, seed=seed, strength=strength, config=config, overwrite=overwrite
+    )
+    return _say_screen(out, quiet)
+
+
+def _say_screen(out: Path, quiet: bool) -> int:
+    if not quiet:
+        screen = api.open_screen(out)
+        channels = ", ".join(screen.channels)
+        OUT.print(
+            f"Screen: [bold]{escape(str(out))}[/bold]: {screen.num_images} images, "
+            f"{screen.manifest['Metadata_Plate'].nunique()} plates, "
+            f"{screen.manifest['Metadata_Batch'].nunique()} batches, channels {escape(channels)}"
+        )
+    return 0
+
+
+def _audit(
+    screen: Folder,
+    *,
+    roles: RoleChoice = RoleChoice(),  # noqa: B008
+    quiet: Quiet = False,
+) -> int:
+    """Print what the door found and whether labels are confounded with domains.
+
+    Exit code 1 where there is an error, 0 otherwise.
+
+    Args:
+        screen: A screen's folder.
+        roles: Other columns for the roles.
+        quiet: Print nothing but errors.
+    """
+    found = api.audit(screen, roles=roles)
+    colour = {"error": "red", "warning": "yellow", "info": "blue"}
+    for item in found:
+        if quiet and item.severity != "error":
+            continue
+        OUT.print(
+            f"[{colour[item.severity]}]{item.severity}[/] {escape(item.check)}: "
+            f"{escape(item.message)}\n  breaks: {escape(item.breaks)}\n  What to do: "
+            f"{escape(item.fix)}"
+        )
+    if not found and not quiet:
+        OUT.print("nothing to complain about")
+    return 1 if any(item.severity == "error" for item in found) else 0
+
+
+def _adapt(
+    run: Folder,
+    screen: Folder,
+    out: Folder,
+    *,
+    adapter: str = "native",
+    device: str = "auto",
+    quiet: Quiet = False,
+) -> int:
+    """Adapt a model to every plate of a screen, without labels, and keep the adapted states.
+
+    Args:
+        run: A folder that `train` wrote.
+        screen: The new plates.
+        out: Folder for one state a plate; goes on where a killed call stopped.
+        adapter: ADAPTERS; `native` is the one that the method was trained for.
+        device: `auto`, `cpu` or `cuda`.
+        quiet: Print nothing but errors.
+    """
+    api.adapt(run, screen, out, adapter=adapter, device=device)
+    if not quiet:
+        OUT.print(f"Adapted states: [bold]{escape(str(out))}[/bold] (use: predict --adapted)")
+    return 0
+
+
+def _predict(
+    run: Folder,
+    screen: Folder,
+    out: Folder,
+    *,
+    adapter: str = "native",
+    adapted: Path | None = None,
+    level: Literal["image", "well"] = "image",
+    device: str = "auto",
+    quiet: Quiet = False,
+) -> int:
+    """Predict every perturbed image (or well) of a screen; labels are not needed and not read.
+
+    Args:
+        run: A folder that `train` wrote.
+        screen: The new plates.
+        out: A Parquet file that does not exist yet.
+        adapter: ADAPTERS; `native` is the one that the method was trained for.
+        adapted: A folder of `adapt`; its states are used instead of adapting now.
+        level: One row an image, or one a well.
+        device: `auto`, `cpu` or `cuda`.
+        quiet: Print nothing but errors.
+    """
+    table = api.predict(
+        run, screen, out, adapter=adapter, adapted=adapted, level=level, device=device
+    )
+    if not quiet:
+        plates = table.groupby("Metadata_Plate")["Prediction_PlateShift"].first()
+        OUT.print(f"Predictions: [bold]{escape(str(out))}[/bold]: {len(table)} rows")
+        for plate, shift in plates.items():
+            far = "" if not shift > 3 else "  [yellow]far from the training plates[/yellow]"
+            OUT.print(f"  plate {escape(str(plate))}: controls' shift {shift:.1f}{far}")
+    return 0
+
+
+def _evaluate(
+    run: Folder,
+    screen: Folder,
+    out: Folder,
+    *,
+    adapters: tuple[str, ...] = ("source", "native"),
+    device: str = "auto",
+    quiet: Quiet = False,
+) -> int:
+    """Judge a model on what it was not trained on, with and without adaptation.
+
+    Args:
+        run: A folder that `train` wrote.
+        screen: A screen with labels; on the training screen only held-out wells and units count.
+        out: Folder for the records.
+        adapters: ADAPTERS, or `native`.
+        device: `auto`, `cpu` or `cuda`.
+        quiet: Print nothing but errors.
+    """
+    rows = api.evaluate(run, screen, out, adapters=adapters, device=device)
+    if not quiet:
+        _show_rows(rows)
+    return 0
+
+
+def _bench(
+    preset: Annotated[str, tyro.conf.Positional],
+    screen: Folder,
+    out: Folder,
+    *,
+    config: Path | None = None,
+    seeds: tuple[int, ...] | None = None,
+    epochs: int | None = None,
+    roles: RoleChoice = RoleChoice(),  # noqa: B008
+    quiet: Quiet = False,
+) -> int:
+    """Run a grid of methods x adapters x regimes x folds x seeds; goes on after a kill.
+
+    Args:
+        preset: PRESETS; `custom` takes the file of --config.
+        screen: A screen's folder.
+        out: Folder of the records, artifacts and runs.
+        config: A JSON file with a full grid configuration.
+        seeds: Other seeds than the preset's.
+        epochs: At most so many epochs in every run.
+        roles: Other columns for the roles.
+        quiet: Print nothing but errors.
+    """
+    api.bench(
+        preset, screen, out, config=config, seeds=seeds, epochs=epochs, roles=roles,
+        command=_command(),
+    )  # fmt: skip
+    if not quiet:
+        _show_rows(api.results(out))
+        OUT.print(f"\nRecords: [bold]{escape(str(out))}[/bold] (next: evenfield report {out})")
+    return 0
+
+
+def _report(folder: Folder, *, out: Path | None = None, quiet: Quiet = False) -> int:
+    """Make one self-contained HTML page of a results folder.
+
+    Args:
+        folder: A folder with records.jsonl.
+        out: The page; none = report.html in the folder.
+        quiet: Print nothing but errors.
+    """
+    page = api.report(folder, out=out)
+    if not quiet:
+        OUT.print(f"Report: [bold]{escape(str(page.resolve()))}[/bold]")
+    return 0
+
+
+def _results(
+    folder: Folder,
+    *,
+    metric: str = "accuracy",
+    level: Literal["image", "well"] = "image",
+    format: Literal["table", "json"] = "table",
+) -> int:
+    """Print aggregated records: means over held-out domains and seeds, with 95 % intervals.
+
+    Args:
+        folder: A folder with records.jsonl.
+        metric: accuracy, balanced_accuracy, macro_f1, nll, ece, or all.
+        level: Of the image or of the well.
+        format: A table for people, or JSON rows for programs.
+    """
+    rows = api.results(folder, metric=metric, level=level)
+    if format == "json":
+        sys.stdout.write(api.rows_as_json(rows) + "\n")
+    else:
+        _show_rows(rows)
+    return 0
+
+
+def _show_rows(rows: Any) -> None:
+    from evenfield.report.tables import as_text
+
+    OUT.print(as_text(rows))
+
+
+def _train(arguments: list[str]) -> int:
+    """`train METHOD SCREEN OUT`, with the method's own settings as `--options.*`."""
+    if not arguments or arguments[0].startswith("-"):
+        OUT.print("usage: evenfield train METHOD SCREEN OUT [settings]\n")
+        OUT.print("Train a model on a screen, or go on where a killed run stopped.\n")
+        OUT.print(f"METHOD is one of: {', '.join(_files('methods'))}")
+        OUT.print("`evenfield train METHOD --help` lists all settings.")
+        return 0 if set(arguments) & {"-h", "--help"} else 2
+    from evenfield.methods import METHODS
+
+    method = arguments[0]
+    options = METHODS[method].Config
+    shape = make_dataclass(
+        "Train",
+        [
+            ("screen", Annotated[Path, tyro.conf.Positional]),
+            ("out", Annotated[Path, tyro.conf.Positional]),
+            *([("options", options, field(default_factory=options))] if fields(options) else []),
+            ("view", View, field(default_factory=View)),
+            ("split", SplitConfig, field(default_factory=SplitConfig)),
+            ("train", TrainConfig, field(default_factory=TrainConfig)),
+            ("roles", RoleChoice, field(default_factory=RoleChoice)),
+            ("quiet", Quiet, False),
+        ],
+    )
+    shape.__doc__ = (
+        f"Train {method} on a screen, or go on where a killed run stopped.\n\n"
+        f"{(METHODS[method].__doc__ or '').splitlines()[0]}\n\n"
+        "Attributes:\n    screen: A screen's folder.\n    out: Folder of the run.\n"
+        "    quiet: Print nothing but errors.\n"
+    )
+    given: Any = tyro.cli(shape, prog=f"evenfield train {method}", args=arguments[1:])
+    set_quiet(given.quiet)
+    api.train(
+        method,
+        given.screen,
+        given.out,
+        options=to_dict(given.options) if fields(options) else {},
+        view=given.view,
+        split=given.split,
+        train=given.train,
+        roles=given.roles,
+    )
+    if not given.quiet:
+        OUT.print(
+            f"Run: [bold]{escape(str(given.out))}[/bold] (next: evenfield evaluate {given.out} "
+            f"{given.screen} results)"
+        )
+    return 0
+
+
+def _ingest(arguments: list[str]) -> int:
+    """`ingest READER OUT`, with the reader's own settings as `--options.*`."""
+    if not arguments or arguments[0].startswith("-"):
+        OUT.print("usage: evenfield ingest READER OUT [settings]\n")
+        OUT.print("Read plates into a screen: once, in parallel, resumable, all or nothing.\n")
+        OUT.print(f"READER is one of: {', '.join(_files('data/sources'))}")
+        OUT.print("`evenfield ingest READER --help` lists all settings.")
+        return 0 if set(arguments) & {"-h", "--help"} else 2
+    from evenfield.data.sources import SOURCES
+
+    reader = arguments[0]
+    options = SOURCES[reader].Config
+    shape = make_dataclass(
+        "Ingest",
+        [
+            ("out", Annotated[Path, tyro.conf.Positional]),
+            ("options", Annotated[Any, tyro.conf.arg(name="")], field()),
+            ("workers", int | None, None),
+            ("overwrite", bool, False),
+            ("quiet", Quiet, False),
+        ],
+    )
+    shape.__annotations__["options"] = Annotated[options, tyro.conf.arg(name="")]
+    shape.__dataclass_fields__["options"].type = shape.__annotations__["options"]
+    shape.__doc__ = (
+        f"Read plates with the reader {reader}.\n\n{(SOURCES[reader].__doc__ or '').strip()}\n\n"
+        "Attributes:\n    out: Folder of the screen.\n"
+        "    workers: Parallel readers; none = one a core.\n"
+        "    overwrite: Replace a screen that is there.\n    quiet: Print nothing but errors.\n"
+    )
+    given: Any = tyro.cli(shape, prog=f"evenfield ingest {reader}", args=arguments[1:])
+    set_quiet(given.quiet)
+    api.ingest(
+        reader,
+        given.out,
+        options=to_dict(given.options),
+        workers=given.workers,
+        overwrite=given.overwrite,
+    )
+    return _say_screen(given.out, given.quiet)
+
+
+SIMPLE: dict[str, Callable[..., int]] = {
+    "demo": _demo,
+    "doctor": _doctor,
+    "simulate": _simulate,
+    "audit": _audit,
+    "adapt": _adapt,
+    "predict": _predict,
+    "evaluate": _evaluate,
+    "bench": _bench,
+    "report": _report,
+    "results": _results,
+}
+
+
+@dataclass(frozen=True)
+class _Lists:
+    """Words in help texts that stand for the entries of a registry."""
+
+    words: tuple[tuple[str, str], ...] = (
+        ("ADAPTERS", "adapt"),
+        ("METHODS", "methods"),
+    )
+
+    def fill(self, text: str) -> str:
+        for word, package in self.words:
+            if word in text:
+                text = text.replace(word, "one of " + ", ".join(_files(package)))
+        return text.replace("PRESETS", "one of " + ", ".join(PRESET_NAMES))
+
+
+PRESET_NAMES = ("demo", "regimes", "fairness", "bbbc021-mechanisms", "bbbc021-taxol")
+
+
+def _command() -> str:
+    return shlex.join(["evenfield", *sys.argv[1:]])
+
+
+def _usage() -> None:
+    OUT.print(f"evenfield {__version__}: models of microscopy screens that hold on the next batch\n")
+    OUT.print("usage: evenfield VERB ...     (evenfield VERB --help)\n")
+    table = Table.grid(padding=(0, 2))
+    for verb, text in VERBS.items():
+        table.add_row(f"  {verb}", text)
+    OUT.print(table)
+
+
+def run(arguments: list[str]) -> int:
+    """Run one command line and return its exit code."""
+    if not arguments or arguments[0] in {"-h", "--help"}:
+        _usage()
+        return 0 if arguments else 2
+    if arguments[0] in {"-V", "--version"}:
+        OUT.print(__version__)
+        return 0
+    verb, *rest = arguments
+    if verb not in VERBS:
+        ERR.print(
+            f"[red]error[/red] there is no verb {escape(repr(verb))}\n  What to do: use one of: "
+            f"{', '.join(VERBS)}"
+        )
+        return 2
+    set_quiet(bool({"-q", "--quiet"} & set(rest)))
+    try:
+        with api.warnings_as_lines(
+            lambda text: ERR.print(f"[yellow]warning[/yellow] {escape(text)}")
+        ):
+            if verb == "train":
+                return _train(rest)
+            if verb == "ingest":
+                return _ingest(rest)
+            call = SIMPLE[verb]
+            call.__doc__ = _Lists().fill(call.__doc__ or "")
+            return tyro.cli(call, prog=f"evenfield {verb}", args=rest)
+    except EvenfieldError as error:
+        ERR.print(f"[red]error[/red] {escape(str(error))}")
+        return error.exit_code
+    except KeyboardInterrupt:
+        ERR.print("stopped; the same command goes on from here")
+        return 130
+
+
+def main() -> None:
+    """The console script."""
+    sys.exit(run(sys.argv[1:]))

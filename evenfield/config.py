@@ -1,0 +1,234 @@
+"""The configuration of a run: one frozen tree, saved resolved beside every run. No torch here.
+
+A default stands once, here. `to_dict` and `from_dict` go to JSON and back; an unknown key is an
+error that lists the known ones.
+"""
+
+from __future__ import annotations
+
+import json
+import types
+import typing
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from evenfield.errors import InputError
+from evenfield.records import digest
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class View:
+    """What the network sees of an image.
+
+    Attributes:
+        normalise: Whose intensity statistics centre and scale the pixels: of each `image`, of its
+            `plate`, of its plate's `controls`, or of the training `dataset` (one mean and standard
+            deviation a channel, from training images of perturbed wells).
+        crop: Side of the crop in pixels (random in training, central otherwise); none = whole.
+        flips: Random mirroring in training.
+        rotations: Random right-angle rotations in training.
+        jitter: Standard deviation of the random log-gain and offset of each image and channel in
+            training (in units of the normalised image); 0 = off.
+    """
+
+    normalise: Literal["image", "plate", "controls", "dataset"] = "dataset"
+    crop: int | None = None
+    flips: bool = True
+    rotations: bool = True
+    jitter: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SplitConfig:
+    """What is held out. The unit is the `holdout` role (a batch or a source), never the image.
+
+    Attributes:
+        test: Names of the held-out units; empty = every unit trains.
+        validation: Names of training units that select the model; empty = one unit drawn by the
+            seed where five or more train, else held-out wells of the training plates.
+        wells: Share of the wells of each training plate that is kept for the in-domain test.
+        exclude: Labels that are left out altogether (e.g. those that live in one unit).
+        seed: The seed of every draw of the split.
+    """
+
+    test: tuple[str, ...] = ()
+    validation: tuple[str, ...] = ()
+    wells: float = 0.15
+    exclude: tuple[str, ...] = ()
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainConfig:
+    """How a method is trained.
+
+    Attributes:
+        backbone: `cnn-small`, `resnet18`, `resnet50` or `resnet50-avgpool`.
+        weights: A local file of torchvision weights for the backbone; none = from scratch.
+        num_perturbed: Labelled images in a pass: of one plate for episodes, of all for `erm`.
+        num_controls: Negative controls of the same plate in an episode.
+        accumulate: Passes for one step of the optimiser (8 plates in the paper).
+        ratio: `fixed` episodes, or a `random` number of images and controls in each.
+        epochs: At most so many passes over the number of training images.
+        patience: Stop after so many epochs without a better validation loss.
+        lr: Learning rate of Adam.
+        weight_decay: Decoupled weight decay; 0 = plain Adam, as in the paper.
+        schedule: Learning rate over the run.
+        precision: `auto` takes bfloat16 where the processor computes in it, else float32.
+        device: `auto` takes the GPU where there is one.
+        checkpoint_seconds: Write `last.pt` at least so often; a kill loses no more than this.
+        seed: The seed of weights, batches and views.
+    """
+
+    backbone: str = "cnn-small"
+    weights: Path | None = None
+    num_perturbed: int = 64
+    num_controls: int = 128
+    accumulate: int = 8
+    ratio: Literal["fixed", "random"] = "fixed"
+    epochs: int = 200
+    patience: int = 20
+    lr: float = 1e-3
+    weight_decay: float = 0.0
+    schedule: Literal["constant", "cosine"] = "constant"
+    precision: Literal["auto", "float32", "bf16"] = "auto"
+    device: str = "auto"
+    checkpoint_seconds: float = 60.0
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunConfig:
+    """Everything that decides a trained model, but the screen.
+
+    Attributes:
+        method: A name of `METHODS`.
+        options: The method's own settings; absent ones take its defaults.
+        view: What the network sees.
+        split: What is held out.
+        train: How it is trained.
+    """
+
+    method: str = "erm"
+    options: dict[str, Any] = field(default_factory=dict)
+    view: View = field(default_factory=View)
+    split: SplitConfig = field(default_factory=SplitConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Regime:
+    """How much of a plate an adapter sees, and with which class mix.
+
+    Attributes:
+        alpha: Dirichlet concentration of the class mix of a context; none = as on the plate.
+        num_images: Perturbed images in a context; none = all of the plate.
+        num_controls: Controls in a context; none = all of the plate.
+    """
+
+    alpha: float | None = None
+    num_images: int | None = None
+    num_controls: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoleChoice:
+    """Columns that play another role than the screen says; none = as the screen says.
+
+    Attributes:
+        label: What is predicted.
+        context: Whose statistics are shared (default: the plate).
+        domain: What carries the batch effect (default: the batch).
+        holdout: What a protocol leaves out (default: the batch).
+    """
+
+    label: str | None = None
+    context: str | None = None
+    domain: str | None = None
+    holdout: str | None = None
+
+
+def to_dict(config: Any) -> Any:
+    """JSON values of a configuration."""
+    if is_dataclass(config) and not isinstance(config, type):
+        return {item.name: to_dict(getattr(config, item.name)) for item in fields(config)}
+    if isinstance(config, list | tuple):
+        return [to_dict(item) for item in config]
+    if isinstance(config, dict):
+        return {str(key): to_dict(value) for key, value in config.items()}
+    return str(config) if isinstance(config, Path) else config
+
+
+def from_dict(cls: type[T], values: dict[str, Any], *, where: str = "") -> T:
+    """A configuration from JSON values.
+
+    Raises:
+        InputError: A key is unknown, missing, or has a value of another type.
+    """
+    hints = typing.get_type_hints(cls)
+    known = {item.name: item for item in fields(cls)}  # type: ignore[arg-type]
+    unknown = sorted(set(values) - set(known))
+    if unknown:
+        raise InputError(
+            f"{where or cls.__name__} has no setting {unknown[0]!r}",
+            fix=f"use one of: {', '.join(known)}",
+        )
+    for name, item in known.items():
+        if name not in values and item.default is MISSING and item.default_factory is MISSING:
+            raise InputError(f"{where or cls.__name__} lacks {name!r}", fix=f"give {name!r}")
+    return cls(
+        **{name: _cast(hints[name], value, f"{where}{name}") for name, value in values.items()}
+    )
+
+
+def _cast(hint: Any, value: Any, where: str) -> Any:
+    if is_dataclass(hint) and isinstance(value, dict):
+        return from_dict(hint, value, where=f"{where}.")  # type: ignore[arg-type]
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in arguments:
+            return None
+        for argument in arguments:
+            if argument is not type(None):
+                return _cast(argument, value, where)
+    if origin is Literal:
+        if value not in arguments:
+            raise InputError(
+                f"{where} is {value!r}", fix=f"use one of: {', '.join(map(repr, arguments))}"
+            )
+        return value
+    if origin is tuple:
+        return tuple(_cast(arguments[0], item, where) for item in value)
+    if hint is Path:
+        return Path(value)
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    plain = hint in (int, float, str, bool)
+    if plain and (not isinstance(value, hint) or (hint is int and isinstance(value, bool))):
+        raise InputError(f"{where} is {value!r}", fix=f"give a value of type {hint.__name__}")
+    return value
+
+
+def config_hash(config: Any) -> str:
+    """A short hash of a configuration, equal on every machine."""
+    return digest(to_dict(config))
+
+
+def load_config(cls: type[T], path: Path) -> T:
+    """Read a configuration from a JSON file.
+
+    Raises:
+        InputError: The file is missing, is no JSON, or holds an unknown setting.
+    """
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(
+            f"cannot read {path}: {error.strerror}", fix="give an existing file"
+        ) from error
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path} is no JSON: {error}", fix="mend the file") from error
+    return from_dict(cls, values)

@@ -1,0 +1,1 @@
+"""The loop owns precision, accumulation, devices and checkpoints; methods own the loss."""
