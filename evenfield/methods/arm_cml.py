@@ -86,11 +86,11 @@ class ContextPredictor(Predictor):
         joint pass. Without a perturbed image the controls serve, with a warning; an empty context
         changes nothing.
         """
-        conditioned = copy.deepcopy(self)
-        if not len(context.image):
-            return conditioned
-        image = images_to_condition_on(context, "arm-cml")
-        with torch.no_grad():
+        with torch.inference_mode(False), torch.no_grad():  # a copy of plain tensors
+            conditioned = copy.deepcopy(self)
+            if not len(context.image):
+                return conditioned
+            image = images_to_condition_on(context, "arm-cml")
             if self.adapt_bn:
                 with normalising(conditioned, settle_rule):
                     conditioned.context_map = conditioned.context_net(image).mean(0)

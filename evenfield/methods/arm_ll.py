@@ -89,20 +89,20 @@ class LearnedLossPredictor(Predictor):
         Without a perturbed image the controls serve, with a warning; an empty context changes
         nothing.
         """
-        conditioned = copy.deepcopy(self)
-        if not len(context.image):
-            return conditioned
-        image = images_to_condition_on(context, "arm-ll")
-        stride = -(-len(image) // self.support)
+        # Inside `torch.inference_mode` the copy's tensors could not be learned on.
         with torch.inference_mode(False), torch.enable_grad():
-            support = image[::stride].clone()  # a tensor of inference mode could not be learned on
+            conditioned = copy.deepcopy(self)
+            if not len(context.image):
+                return conditioned
+            image = images_to_condition_on(context, "arm-ll")
+            support = image[:: -(-len(image) // self.support)].clone()
             with normalising(conditioned, union_rule):
                 moved = conditioned.inner_step(support, create_graph=False)
-        with torch.no_grad():
-            for name, parameter in conditioned.theta().items():
-                parameter.copy_(moved[name])
-            with normalising(conditioned, settle_rule):
-                conditioned(support)
+            with torch.no_grad():
+                for name, parameter in conditioned.theta().items():
+                    parameter.copy_(moved[name])
+                with normalising(conditioned, settle_rule):
+                    conditioned(support)
         return conditioned
 
 
