@@ -237,17 +237,7 @@ class StatisticsAdapter(Adapter):
             exact = self.config.exact and len(context.image) > self.config.chunk
             chunks = stratified_chunks(context, self.config.chunk)
             (fit_exact if exact else fit_pooled)(adapted, chunks, choose)
-            self._check_finite(adapted, context)
         return Adapted(self, adapted, model)
-
-    def _check_finite(self, adapted: Predictor, context: Context) -> None:
-        means = [layer.running_mean for layer in batch_norms(adapted).values()]
-        if not all(bool(mean.isfinite().all()) for mean in means if mean is not None):
-            raise InputError(
-                f"{self.name}: the images of {context.name or 'this context'} give statistics "
-                "that are not finite",
-                fix="look for NaN or infinite pixels in this plate and leave those images out",
-            )
 
     def chosen(
         self, model: Predictor, name: str, layer: _BatchNorm, seen: Seen
@@ -315,18 +305,26 @@ def side_of(context: Context, *, controls: bool) -> Context:
 
 
 def checked(context: Context) -> Context:
-    """The context, if its flags fit its images.
+    """The context, if its flags fit its images and its pixels are numbers.
 
     Raises:
-        InputError: They do not.
+        InputError: They do not, or a pixel is NaN or infinite.
     """
-    flags = context.is_control
-    if flags.dtype != torch.bool or flags.shape != context.image.shape[:1]:
+    flags, image = context.is_control, context.image
+    unit = f"plate {context.name}" if context.name else "a context"
+    if flags.dtype != torch.bool or flags.shape != image.shape[:1]:
         raise InputError(
-            f"the control flags of {context.name or 'a context'} are {flags.dtype} "
-            f"{tuple(flags.shape)} for images {tuple(context.image.shape)}",
+            f"the control flags of {unit} are {flags.dtype} {tuple(flags.shape)} for images "
+            f"{tuple(image.shape)}",
             fix="give one bool for each image",
         )
+    if not bool(image.sum(dtype=torch.float32).isfinite()):  # one cheap pass; the search if needed
+        bad = (~image.flatten(1).isfinite().all(1)).nonzero()[:, 0].tolist()
+        if bad:
+            raise InputError(
+                f"{len(bad)} image(s) of {unit} hold NaN or infinite pixels: numbers {bad[:10]}",
+                fix="leave these images out of the context",
+            )
     return context
 
 

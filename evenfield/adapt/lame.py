@@ -97,11 +97,11 @@ class Lame(Adapter):
         memory: dict[str, Tensor],
     ) -> Float[Tensor, "n k"]:
         """Logarithm of softmax(log p + sum of the nearest context images' assignments)."""
-        log_p = logits.double().log_softmax(1)
-        if memory:
-            links = nearest(features, memory["unit_feature"], self.config.neighbours)
-            log_p = (log_p + agreement(memory["assignment"], links)).log_softmax(1)
-        return log_p.to(logits.dtype)
+        if not memory:
+            return logits.log_softmax(1)
+        links = nearest(features, memory["unit_feature"], self.config.neighbours)
+        y = agreement(memory["assignment"], links)
+        return (logits.double().log_softmax(1) + y).log_softmax(1).to(logits.dtype)
 
 
 @dataclass(frozen=True, slots=True)
