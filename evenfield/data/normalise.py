@@ -44,7 +44,7 @@ class Normaliser:
         self.channels = tuple(channels)
         self.mean = mean
         self.std = std
-        self._of_images: dict[str, Float[np.ndarray, "2 N c"]] = {}
+        self._known: dict[str, Float[np.ndarray, "2 N c"]] = {}
 
     @classmethod
     def fit(cls, screen: Screen, rows: Int[np.ndarray, " n"], view: View) -> Normaliser:
@@ -92,49 +92,25 @@ class Normaliser:
             assert self.std is not None
             mean = np.broadcast_to(self.mean, (len(rows), len(self.channels)))
             std = np.broadcast_to(self.std, mean.shape)
-        elif self.normalise == "image":
-            mean, std = self._image_moments(screen, rows)
         else:
-            mean, std = self._plate_moments(screen, rows)
+            mean, std = self._moments(screen, rows)
         scale = 1 / np.where(std > 0, std, 1.0)
         return scale.astype(np.float32), (-mean * scale).astype(np.float32)
 
-    def _image_moments(
+    def _moments(
         self, screen: Screen, rows: Int[np.ndarray, " n"]
     ) -> tuple[Float[np.ndarray, "n c"], Float[np.ndarray, "n c"]]:
-        """Of whole images, not of their crops; each image is read for it only once."""
+        """Of each row's image or plate, looked up once and remembered."""
         shape = (2, screen.num_images, len(self.channels))
-        table = self._of_images.setdefault(screen.fingerprint, np.full(shape, np.nan))
-        fresh = np.unique(rows[np.isnan(table[0, rows, 0])])
-        start = 0
-        for _, sums, squares in exact_sums(screen.pixels, fresh):
-            at = fresh[start : start + len(sums)]
-            start += len(sums)
-            table[:, at] = standard(int(np.prod(screen.shape[1:])), sums, squares)
-        return table[0, rows], table[1, rows]
-
-    def _plate_moments(
-        self, screen: Screen, rows: Int[np.ndarray, " n"]
-    ) -> tuple[Float[np.ndarray, "n c"], Float[np.ndarray, "n c"]]:
-        """From the screen's table of statistics."""
-        known = screen.statistics
-        known = known[known["num_images"] > 0].set_index([*PLATE, "subset", "channel"])
-        codes, plates = screen.manifest.loc[rows, PLATE].agg(tuple, axis=1).factorize()
-        means, stds = [], []
-        for plate in plates:
-            subset = "controls" if self.normalise == "controls" else "all"
-            if (*plate, subset, self.channels[0]) not in known.index:
-                warnings.warn(
-                    f"plate {plate[1]} of source {plate[0]} has no negative controls: its images "
-                    "are normalised by all images of the plate",
-                    EvenfieldWarning,
-                    stacklevel=4,
-                )
-                subset = "all"
-            lines = known.loc[[(*plate, subset, channel) for channel in self.channels]]
-            means.append(lines["mean"].to_numpy(np.float64))
-            stds.append(lines["std"].to_numpy(np.float64))
-        return np.stack(means)[codes], np.stack(stds)[codes]
+        if screen.fingerprint not in self._known:
+            self._known[screen.fingerprint] = np.full(shape, np.nan)
+        known = self._known[screen.fingerprint]
+        fresh = np.unique(rows[np.isnan(known[0, rows, 0])])
+        if len(fresh) and self.normalise == "image":
+            fill_by_image(known, screen, fresh)
+        elif len(fresh):
+            fill_by_plate(known, screen, fresh, controls=self.normalise == "controls")
+        return known[0, rows], known[1, rows]
 
     def to_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps, as JSON."""
@@ -153,6 +129,44 @@ class Normaliser:
             for name in ("mean", "std")
         )
         return cls(state["normalise"], tuple(state["channels"]), mean, std)
+
+
+def fill_by_image(
+    known: Float[np.ndarray, "2 N c"], screen: Screen, rows: Int[np.ndarray, " n"]
+) -> None:
+    """Mean and standard deviation of whole images, not of their crops."""
+    start = 0
+    for _, sums, squares in exact_sums(screen.pixels, rows):
+        at = rows[start : start + len(sums)]
+        start += len(sums)
+        known[:, at] = standard(int(np.prod(screen.shape[1:])), sums, squares)
+
+
+def fill_by_plate(
+    known: Float[np.ndarray, "2 N c"],
+    screen: Screen,
+    rows: Int[np.ndarray, " n"],
+    *,
+    controls: bool,
+) -> None:
+    """The screen's own statistics of the plates of some rows, for all rows of these plates."""
+    table = screen.statistics
+    table = table[table["num_images"] > 0].set_index([*PLATE, "subset", "channel"])
+    plates = screen.manifest[PLATE]
+    for plate in plates.iloc[rows].drop_duplicates().itertuples(index=False, name=None):
+        subset = "controls" if controls else "all"
+        if (*plate, subset, screen.channels[0]) not in table.index:
+            warnings.warn(
+                f"plate {plate[1]} of source {plate[0]} has no negative controls: its images are "
+                "normalised by all images of the plate",
+                EvenfieldWarning,
+                stacklevel=4,
+            )
+            subset = "all"
+        lines = table.loc[[(*plate, subset, channel) for channel in screen.channels]]
+        known[:, (plates == plate).all(axis=1).to_numpy()] = np.stack(
+            [lines["mean"].to_numpy(np.float64), lines["std"].to_numpy(np.float64)]
+        )[:, None]
 
 
 def standard(
