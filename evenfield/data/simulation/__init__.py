@@ -1,1 +1,1 @@
-"""The simulator's parts: configuration, layout, effects, cells, drawing, optics (see `simulate`)."""
+"""The parts of the simulator: configuration, layout, effects, cells, drawing, optics."""

@@ -95,7 +95,7 @@ def fields_of(
 
 
 def edge_weight(well: str) -> float:
-    """How much of the edge's effect a well feels: 1 in the outermost, halved with each step inwards.
+    """How much of the edge effect a well feels: 1 in the outermost, halved by each step inwards.
 
     >>> edge_weight("A12"), edge_weight("B12"), edge_weight("H12") < 0.01
     (1.0, 0.5, True)

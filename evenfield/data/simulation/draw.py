@@ -3,83 +3,97 @@
 from __future__ import annotations
 
 import math
+from functools import reduce
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from evenfield.data.simulation.cells import Cells
 from evenfield.data.simulation.config import CHANNELS
 from evenfield.data.simulation.phenotypes import PHENOTYPE
 
-_OPAQUE = 0.6  # how much of what lies below an overlapping cell hides
+_HIDDEN = 0.6  # how much of its light a pixel loses to each further cell that covers it
+_UNIT = 1 << 18  # light is summed as integers: any order of the sum gives the same bits
+_WINDOW_PIXELS = 1 << 15  # pixels of all windows that are drawn in one go
 
 
 def draw(cells: Cells, size: int) -> Float[Tensor, "n 5 h w"]:
     """The light of n fields, in units of a typical cell's brightest region.
 
-    The i-th cells of all fields are drawn together, one window for each, so no two writes of a
-    pass meet: sums have one order on every device.
+    Cells of all fields are drawn together, those of like size in one go, and added up as integers:
+    so a field's bits depend neither on its companions nor on the order in which a GPU adds.
     """
-    n, k = cells.alive.shape
+    n = len(cells.alive)
     stretch = torch.sqrt(_trait(cells, "elongation")) * (1 + 1.75 * _trait(cells, "spikes"))
-    reach = torch.where(cells.alive, cells.radius * stretch + 1, 0.0)
-    margin = int(torch.ceil(reach.max())) + 1
-    wide = size + 2 * margin
-    light = torch.zeros(n, len(CHANNELS), wide, wide, device=reach.device)
-    base = torch.floor(cells.centre)
-    # A cell that cannot touch the field is not drawn; this also keeps windows on the canvas.
-    inside = ((cells.centre + reach[..., None] > 0) & (cells.centre - reach[..., None] < size)).all(
-        dim=-1
+    reach = cells.radius * stretch + 1
+    centre, far = cells.centre, reach[..., None]
+    seen = cells.alive & ((centre + far > 0) & (centre - far < size)).all(dim=-1)
+    field, number = torch.nonzero(seen, as_tuple=True)
+    if len(field) == 0:
+        return torch.zeros(n, len(CHANNELS), size, size, device=reach.device)
+
+    half = torch.ceil(reach[field, number]).long()
+    wide = size + 2  # a frame of one pixel collects what falls outside the field
+    total = torch.zeros(
+        n * (len(CHANNELS) + 1) * wide * wide, dtype=torch.int32, device=reach.device
     )
-    base = base.clamp(-1.0 * margin, size + margin - 1.0).long()
-    for i in range(k):
-        rows = torch.nonzero(cells.alive[:, i] & inside[:, i])[:, 0]
-        for group in _by_reach(rows, reach[rows, i]):
-            half = int(torch.ceil(reach[group, i].max()))
-            patch, mask = _cell(cells, group, i, half)
-            offset = torch.arange(-half, half + 1, device=reach.device) + margin
-            y = (base[group, i, 0, None] + offset).clamp(0, wide - 1)
-            x = (base[group, i, 1, None] + offset).clamp(0, wide - 1)
-            _over(light, group, y, x, patch, mask)
-    return light[:, :, margin : margin + size, margin : margin + size]
+    single = ~_several_nuclei(cells)[field, number]
+    for pick in _groups(half, single):
+        patch = _cell(cells, field[pick], number[pick], half=int(half[pick[-1]]))
+        _add(total, field[pick], centre[field[pick], number[pick]], patch, wide)
+    light = total.view(n, -1, wide, wide)[:, :, 1:-1, 1:-1] * (1.0 / _UNIT)
+    cover = light[:, len(CHANNELS) :]
+    return light[:, : len(CHANNELS)] / (1 + _HIDDEN * (cover - 1).clamp(min=0))
 
 
-def _by_reach(rows: Tensor, reach: Float[Tensor, " m"]) -> list[Tensor]:
-    """Small and large cells apart, so that one giant does not widen everyone's window."""
-    if len(rows) < 16:
-        return [rows] if len(rows) else []
-    middle = reach.median()
-    small = reach <= middle
-    return [group for group in (rows[small], rows[~small]) if len(group)]
+def _groups(half: Int[Tensor, " m"], single: Bool[Tensor, " m"]) -> list[Int[Tensor, " g"]]:
+    """Cells to draw in one go, the largest last: of like size, and alike in having one nucleus."""
+    groups = []
+    for kind in (single, ~single):
+        index = torch.nonzero(kind)[:, 0]
+        index = index[torch.argsort(half[index], stable=True)]
+        sides = (2 * half[index] + 1).tolist()
+        start = 0
+        for stop in range(1, len(sides) + 1):
+            if stop == len(sides) or (stop + 1 - start) * sides[stop] ** 2 > _WINDOW_PIXELS:
+                groups.append(index[start:stop])
+                start = stop
+    return groups
 
 
-def _over(
-    light: Float[Tensor, "n 5 s s"],
-    rows: Tensor,
-    y: Tensor,
-    x: Tensor,
-    patch: Float[Tensor, "m 5 p p"],
-    mask: Float[Tensor, "m 1 p p"],
+def _add(
+    total: Int[Tensor, " pixels"],
+    field: Int[Tensor, " m"],
+    centre: Float[Tensor, "m 2"],
+    patch: Float[Tensor, "m 6 p p"],
+    wide: int,
 ) -> None:
-    """Lay patches over the canvas, in place."""
-    n, channels, wide, _ = light.shape
-    channel = torch.arange(channels, device=light.device)
-    start = (rows[:, None] * channels + channel) * (wide * wide)
-    index = start[:, :, None, None] + (y[:, :, None] * wide + x[:, None, :])[:, None]
-    flat = light.view(-1)
-    below = flat[index]
-    flat[index] = below * (1 - _OPAQUE * mask) + patch
+    """Add patches to the canvas, in place."""
+    channels, side = patch.shape[1], patch.shape[-1]
+    window = torch.arange(side, device=field.device) + (1 - side // 2)
+    place = (torch.floor(centre).long()[..., None] + window).clamp(0, wide - 1)
+    y, x = place[:, 0], place[:, 1]
+    plane = (field[:, None] * channels + torch.arange(channels, device=field.device)) * wide**2
+    index = plane[:, :, None, None] + (y[:, :, None] * wide + x[:, None, :])[:, None]
+    total.index_add_(0, index.view(-1), (patch * _UNIT).int().view(-1))
 
 
 def _trait(cells: Cells, name: str) -> Float[Tensor, "n k"]:
     return cells.trait[..., PHENOTYPE.index(name)]
 
 
+def _several_nuclei(cells: Cells) -> Bool[Tensor, "n k"]:
+    """Cells with a second nucleus or with fragments."""
+    return (cells.detail[..., 3] < _trait(cells, "second_nucleus")) | (
+        _trait(cells, "fragments") > 0
+    )
+
+
 def _cell(
-    cells: Cells, rows: Tensor, i: int, half: int
-) -> tuple[Float[Tensor, "m 5 p p"], Float[Tensor, "m 1 p p"]]:
-    """The i-th cells of some fields, each on its window, and their masks.
+    cells: Cells, rows: Int[Tensor, " m"], i: Int[Tensor, " m"], half: int
+) -> Float[Tensor, "m 6 p p"]:
+    """Some cells, each on its window: five channels, and the mask.
 
     Coordinates: dy, dx in pixels from the centre; r = 1 at the outline; n2 = 1 at the outline of
     the nucleus (squared).
@@ -95,13 +109,13 @@ def _cell(
     dy = window.view(1, -1, 1) - place[:, 0].view(-1, 1, 1)
     dx = window.view(1, 1, -1) - place[:, 1].view(-1, 1, 1)
 
-    def along(direction: Tensor, scale: Tensor | float) -> Tensor:
-        """Coordinate along a direction, in units of `scale`."""
-        return dx * (torch.cos(direction) / scale) + dy * (torch.sin(direction) / scale)
+    def along(direction: Tensor, scale: Tensor, start: Tensor | float = 0.0) -> Tensor:
+        """Coordinate along a direction, in units of `scale`, plus `start`."""
+        return dx * (torch.cos(direction) / scale) + (dy * (torch.sin(direction) / scale) + start)
 
     def wave(direction: Tensor, period_px: Tensor, phase: Tensor) -> Tensor:
         """A plane wave's argument: from it textures are made."""
-        return along(direction, period_px / (2 * math.pi)) + phase
+        return along(direction, period_px / (2 * math.pi), phase)
 
     # Outline: an ellipse with lobes, cos 3t and cos 5t written as polynomials of cos t.
     aspect = torch.sqrt(trait["elongation"])
@@ -173,8 +187,10 @@ def _cell(
     spread = (1 - trait["mito_ring"]) * (0.5 + 0.5 * thickness) + 1.3 * trait["mito_ring"] * ring
     mito = mito * spread * mask * (1 - 0.85 * nucleus)
 
-    patch = torch.stack([dna * mask, er, rna * mask, agp, mito], dim=1)
-    return patch * cells.amount[rows, i].view(len(rows), -1, 1, 1), mask[:, None]
+    amount = cells.amount[rows, i]
+    light = (dna * mask, er, rna * mask, agp, mito)
+    lit = [one * amount[:, c].view(-1, 1, 1) for c, one in enumerate(light)]
+    return torch.stack([*lit, mask], dim=1)
 
 
 def _nucleus(
@@ -192,32 +208,28 @@ def _nucleus(
     """
     pieces = trait["fragments"]
     second = (detail[:, 3] < 2 * math.pi * trait["second_nucleus"]).float()
+    broken = (pieces > 0).float()
+    num = 1 if not bool((second + broken).any()) else 3
     n_radius = trait["nucleus"] * radius
-    off = 0.12 * radius
-    turn = detail[:, 1]
-    ny, nx = torch.sin(turn) * off, torch.cos(turn) * off
+    ny, nx = (f(detail[:, 1]) * 0.12 * radius for f in (torch.sin, torch.cos))
     own = n_radius * (1 - 0.45 * pieces)
     aspect = torch.sqrt(trait["nucleus_elongation"])
     cos, sin = torch.cos(angle), torch.sin(angle)
-    nearest = torch.full((1, 1, 1), 1e3, device=radius.device)
-    spot = torch.zeros((1, 1, 1), device=radius.device)
-    present = (torch.ones_like(pieces), torch.maximum(second, (pieces > 0.3).float()), pieces > 0.3)
-    for piece in range(3):
-        sign = (1.0, -1.0, 0.0)[piece]
-        around = detail[:, 2] + piece * (2 * math.pi / 3)
-        shift_y = (
-            sin * sign * second * 1.08 * n_radius + torch.sin(around) * pieces * 1.1 * n_radius
-        )
-        shift_x = (
-            cos * sign * second * 1.08 * n_radius + torch.cos(around) * pieces * 1.1 * n_radius
-        )
-        py, px = dy - (ny + shift_y), dx - (nx + shift_x)
-        a = (px * cos + py * sin) / (own * aspect)
-        b = (py * cos - px * sin) / (own / aspect)
-        distance = a * a + b * b + 1e3 * (1 - present[piece].float())
-        nearest = torch.minimum(nearest, distance)
-        if piece < 2:
-            spot = torch.maximum(spot, _nucleoli(trait, detail, a, b, distance))
+    absent = (torch.zeros_like(second), 1 - torch.maximum(second, broken), 1 - broken)
+    distances: list[Tensor] = []
+    spots: list[Tensor] = []
+    for piece in range(num):
+        side = (1.08, -1.08, 0.0)[piece] * second * n_radius
+        around, burst = detail[:, 2] + piece * (2 * math.pi / 3), 1.1 * pieces * n_radius
+        py = dy - (ny + sin * side + torch.sin(around) * burst)
+        px = dx - (nx + cos * side + torch.cos(around) * burst)
+        a = px * (cos / (own * aspect)) + py * (sin / (own * aspect))
+        b = py * (cos * aspect / own) - px * (sin * aspect / own)
+        distance = a * a + b * b + 1e3 * absent[piece]
+        distances.append(distance)
+        spots.append(_nucleoli(trait, detail, a, b, distance))
+    nearest = reduce(torch.minimum, distances)
+    spot = reduce(torch.maximum, spots)
     mask = ((1 - torch.sqrt(nearest)) * own + 0.5).clamp(0, 1)
     return nearest, mask, n_radius, spot
 
@@ -228,9 +240,9 @@ def _nucleoli(
     """Three spots in the unit disk of one nucleus, which merge into one."""
     far = 0.55 * (1 - trait["nucleoli_merged"])
     size = trait["nucleolus_size"] * (1 + 0.4 * trait["nucleoli_merged"])
-    spot = torch.zeros((1, 1, 1), device=a.device)
+    near = distance.clamp(min=1e3)
     for number in range(3):
         where = detail[:, 9] + number * (2 * math.pi / 3)
         ya, yb = a - torch.cos(where) * far, b - torch.sin(where) * far
-        spot = torch.maximum(spot, (1 - (ya * ya + yb * yb) / (size * size)).clamp(min=0))
-    return spot * (distance < 1).float()
+        near = torch.minimum(near, ya * ya + yb * yb)
+    return (1 - near / (size * size)).clamp(min=0) * (distance < 1)

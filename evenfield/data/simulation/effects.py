@@ -18,8 +18,8 @@ NEIGHBOURS = tuple(pairwise(CHANNELS)) + tuple((b, a) for a, b in pairwise(CHANN
 def effects(config: SimulationConfig) -> pd.DataFrame:
     """The true parameters of every plate.
 
-    A parameter's deviation is a sum of three normal draws, of its source, batch and plate; each draw
-    depends on the seed, the effect and the unit's name only, so that more plates change no other.
+    A parameter's deviation is a sum of three normal draws, of its source, batch and plate. Each
+    draw depends on the seed, the effect and the unit's name only, so adding plates changes none.
 
     Returns:
         `Metadata_Source, Metadata_Batch, Metadata_Plate`; `gain_<channel>` (factor),

@@ -42,3 +42,31 @@ def normal(key: Int[Tensor, " n"], stream: int, count: int) -> Float[Tensor, "n 
     z = bits(key, stream, count)
     total = (z & 0xFFFF) + ((z >> 16) & 0xFFFF) + ((z >> 32) & 0xFFFF) + ((z >> 48) & 0xFFFF)
     return (total - 2 * 0xFFFF).float() * (math.sqrt(3.0) / (1 << 16))
+
+
+def grain(key: Int[Tensor, " n"], stream: int, count: int) -> Float[Tensor, "n {count}"]:
+    """As `normal`, for pixels: 32-bit arithmetic in place, the sum of four bytes (steps of 0.007).
+
+    The mixing is Wellons' "lowbias32" between two halves of the key.
+    """
+    head = bits(key, stream, 2)
+    low = (head[:, :1] >> 32).int()
+    high = (head[:, 1:] >> 32).int()
+    z = torch.arange(count, device=key.device, dtype=torch.int32) * -1640531535 + low
+    part = torch.empty_like(z)
+    for shift, factor in ((16, 0x7FEB352D), (15, -2073319797), (16, None)):
+        torch.bitwise_right_shift(z, shift, out=part)
+        part &= (1 << (32 - shift)) - 1
+        z ^= part
+        if factor is None:
+            break
+        z *= factor
+        z += high
+    torch.bitwise_right_shift(z, 8, out=part)
+    part &= 0x00FF00FF
+    z &= 0x00FF00FF
+    z += part
+    torch.bitwise_right_shift(z, 16, out=part)
+    z &= 0xFFFF
+    z += part
+    return z.float().sub_(510).mul_(math.sqrt(3.0 / 65535))

@@ -40,21 +40,21 @@ def expose(
         return torch.cat([column(f"{name}_{channel}") for channel in CHANNELS], dim=1)
 
     light = bleed(light, {pair: column(f"bleed_{pair[0]}_{pair[1]}") for pair in NEIGHBOURS})
-    light = blur(light, channels("blur") / column("pixel_size_um"))
-    shade = vignette(
+    signal = blur(light, channels("blur") / column("pixel_size_um"))
+    edge = (1 + known.edge).float().view(-1, 1, 1, 1)
+    signal *= config.optics.exposure * channels("gain") * edge
+    signal += channels("background")
+    signal *= vignette(
         light.shape[-1], column("vignetting"), column("vignetting_y"), column("vignetting_x")
     )
-    edge = (1 + known.edge).float().view(-1, 1, 1, 1)
-    gain = config.optics.exposure * channels("gain") * edge
-    signal = (light * gain + channels("background")) * shade
-
     optics = config.optics
     shot, read = column("noise") ** 2 / optics.photons, (column("noise") * optics.read_noise) ** 2
-    grain = noise.normal(known.field_key, CAMERA, signal[0].numel()).view(signal.shape)
-    signal = (signal + torch.sqrt(signal * shot + read) * grain).clamp(1e-6, 1)
+    grain = noise.grain(known.field_key, CAMERA, signal[0].numel()).view(signal.shape)
+    grain *= (signal * shot).add_(read).sqrt_()
+    signal += grain
     # exp(g log x), since torch's pow differs in the last bit between the middle and the end of a
     # tensor, and a field's bits must not depend on its place in a chunk.
-    signal = torch.exp(torch.log(signal) * column("gamma"))
+    signal.clamp_(1e-6, 1).log_().mul_(column("gamma")).exp_()
     return digitise(signal, column("bit_depth"), config.dtype)
 
 
@@ -79,7 +79,7 @@ def blur(
     """
     reach = math.ceil(3 * float(sigma_px.max()))
     if reach == 0:
-        return light
+        return light.clone()
     taps = [torch.ones_like(sigma_px)]
     for i in range(1, reach + 1):
         weight = torch.exp(-0.5 * (i / sigma_px.clamp(min=1e-3)) ** 2)
@@ -93,8 +93,8 @@ def blur(
         padded = light.index_select(axis, index)
         light = light * (taps[0] / total)
         for i in range(1, reach + 1):
-            before = padded.narrow(axis, reach - i, size)
-            light += (before + padded.narrow(axis, reach + i, size)) * (taps[i] / total)
+            both = padded.narrow(axis, reach - i, size) + padded.narrow(axis, reach + i, size)
+            light += both.mul_(taps[i] / total)
     return light
 
 
@@ -116,7 +116,7 @@ def digitise(
 ) -> Tensor:
     """Round to the camera's levels; uint8 spreads them (at most 8 bits) over 0..255."""
     if dtype == "uint16":
-        return torch.floor(signal * (2**bit_depth - 1) + 0.5).to(torch.int32).to(torch.uint16)
+        return (signal * (2**bit_depth - 1)).add_(0.5).to(torch.int32).to(torch.uint16)
     levels = 2 ** bit_depth.clamp(max=8) - 1
-    level = torch.floor(signal * levels + 0.5)
-    return torch.floor(level * (255 / levels) + 0.5).to(torch.uint8)
+    level = (signal * levels).add_(0.5).floor_()
+    return level.mul_(255 / levels).add_(0.5).to(torch.uint8)
