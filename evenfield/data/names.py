@@ -37,7 +37,7 @@ _CONTROL_WORDS = {
     "true": "negcon",
     "false": "trt",
 }
-_MISSING = {"", "nan", "none", "<na>", "nat"}
+_MISSING = {"", "nan", "NaN", "NA", "N/A", "None", "none", "<NA>", "NaT"}
 _WELL = re.compile(r"\s*([A-Za-z]{1,2})[_/\-\s]?0*([0-9]{1,2})\s*")
 _LAST_ROW, _LAST_COLUMN = 32, 48  # AF48: the last well of a 1,536-well plate
 
@@ -83,7 +83,7 @@ def as_text(values: Iterable[object]) -> list[str]:
         if isinstance(value, float | np.floating) and float(value).is_integer():
             return str(int(value))
         text = str(value).strip()
-        return "" if value is None or text.lower() in _MISSING else text
+        return "" if value is None or text in _MISSING else text
 
     return [one(value) for value in values]
 
@@ -104,6 +104,11 @@ def map_control(value: object) -> str:
         if word.startswith(prefix):
             return prefix
     return text
+
+
+def has_controls(table: pd.DataFrame) -> bool:
+    """Whether any known column tells controls from treatments."""
+    return "Metadata_ControlType" in table or any(name in table for name in _CONTROL_COLUMNS)
 
 
 def control_types(table: pd.DataFrame) -> list[str] | None:

@@ -35,6 +35,8 @@ from evenfield.errors import EvenfieldWarning, InputError, StorageError
 from evenfield.records import digest, file_sha256
 
 _DONE, _PLAN = "done.bin", "plan.json"
+NUM_ROWS = 20
+"""How many rows of a finding `screen.json` keeps; `check_manifest` finds them all again."""
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
@@ -286,7 +288,14 @@ class ScreenWriter:
                     PIXELS: checksum,
                     **{name: file_sha256(self.partial / name) for name in (MANIFEST, STATISTICS)},
                 },
-                "findings": [asdict(finding) for finding in self.findings],
+                "findings": [
+                    {
+                        **asdict(finding),
+                        "rows": finding.rows[:NUM_ROWS],
+                        "num_rows": len(finding.rows),
+                    }
+                    for finding in self.findings
+                ],
             }
             text = json.dumps(info, indent=1, sort_keys=True, allow_nan=False)
             (self.partial / INFO).write_text(text + "\n", encoding="utf-8")

@@ -1,0 +1,124 @@
+"""One image file to numbers, (C, H, W); what is damaged is told, never filled with zeros."""
+
+from __future__ import annotations
+
+import logging
+import struct
+from pathlib import Path
+
+import imagecodecs
+import numpy as np
+import tifffile
+
+from evenfield.errors import InputError
+
+# tifffile also logs what it raises; the error below says it once, with the file's name.
+logging.getLogger("tifffile").addHandler(logging.NullHandler())
+
+_FAULTS = (
+    ValueError,  # tifffile.TiffFileError and UnicodeDecodeError are ValueErrors
+    RuntimeError,  # every codec's error of imagecodecs
+    LookupError,
+    TypeError,
+    EOFError,
+    MemoryError,
+    struct.error,
+)
+_CHANNEL_AXES = set("CSQIZT")
+
+
+def read_image(path: Path, *, num_channels: int) -> np.ndarray:
+    """Decode a TIFF (8 or 16 bit, or float) or a PNG as (num_channels, H, W).
+
+    Args:
+        path: The file.
+        num_channels: How many channels it must hold; tells CYX from YXC where the file does not.
+
+    Raises:
+        InputError: It is missing, truncated, damaged, of another kind, or holds another number of
+            channels.
+    """
+    suffix = path.suffix.lower()
+    if suffix not in {".tif", ".tiff", ".png"}:
+        raise InputError(f"{path}: not a TIFF or PNG by its name", fix="give .tif, .tiff or .png")
+    try:
+        image, axes = _tiff(path) if suffix != ".png" else _png(path)
+    except OSError as error:
+        raise InputError(
+            f"{path}: {error.strerror or error}", fix="check the path and the permissions"
+        ) from error
+    except _FAULTS as error:
+        raise InputError(
+            f"{path}: truncated or damaged ({str(error).strip() or type(error).__name__})",
+            fix="copy the file again",
+        ) from error
+    return _channels_first(path, image, axes, num_channels)
+
+
+def _tiff(path: Path) -> tuple[np.ndarray, str]:
+    with tifffile.TiffFile(path) as file:
+        if not file.series:
+            raise ValueError("it holds no image")
+        size = path.stat().st_size
+        for page in file.pages:
+            ends = [a + b for a, b in zip(page.dataoffsets, page.databytecounts, strict=True)]
+            if not ends or max(ends) > size or 0 in page.databytecounts:
+                # tifffile would read what is not there as zeros.
+                raise ValueError(f"pixels end at byte {max(ends, default=0)}, the file at {size}")
+        series = file.series[0]
+        return series.asarray(maxworkers=1), series.axes
+
+
+def _png(path: Path) -> tuple[np.ndarray, str]:
+    image = imagecodecs.png_decode(path.read_bytes())
+    return image, "YX" if image.ndim == 2 else "YXC"
+
+
+def _channels_first(path: Path, image: np.ndarray, axes: str, num: int) -> np.ndarray:
+    keep = [axis for axis, size in enumerate(image.shape) if size > 1 or axes[axis] in "YX"]
+    axes = "".join(axes[axis] for axis in keep)
+    image = image.reshape([image.shape[axis] for axis in keep])
+    if axes == "YX" and num == 1:
+        return image[None]
+    if image.ndim == 3 and set(axes) & _CHANNEL_AXES:
+        first = image.shape[0] == num and (axes[0] not in "YX" or image.shape[2] != num)
+        if first:
+            return image
+        if image.shape[2] == num:
+            return np.moveaxis(image, 2, 0)
+    raise InputError(
+        f"{path}: shape {image.shape} ({axes}) does not hold {num} channel"
+        + ("s" if num > 1 else ""),
+        fix="name as many channels as the files hold",
+    )
+
+
+def check_image(image: np.ndarray, name: str, channels: tuple[str, ...]) -> None:
+    """Refuse an image that measured nothing.
+
+    Args:
+        image: (C, H, W).
+        name: For the message.
+        channels: C names, for the message.
+
+    Raises:
+        InputError: There is another number of channels, or a channel holds NaN or infinite
+            values or one value only.
+    """
+    if image.ndim != 3 or len(image) != len(channels):
+        raise InputError(
+            f"{name}: shape {image.shape} does not hold {len(channels)} channels",
+            fix="name as many channels as the files hold",
+        )
+    for channel, plane in zip(channels, image, strict=True):
+        low, high = plane.min(), plane.max()
+        if not (np.isfinite(low) and np.isfinite(high)):
+            raise InputError(
+                f"{name}: channel {channel} holds NaN or infinite values",
+                fix="export the image again",
+            )
+        if low == high:
+            raise InputError(
+                f"{name}: channel {channel} is empty (every pixel is {low})",
+                fix="image the field again or drop it",
+            )
