@@ -132,8 +132,8 @@ def drift_plot(table: pd.DataFrame) -> Markup:
         ]
     for place, batch in enumerate(batches):
         of_batch = sorted(
-            table[table["batch"] == batch].itertuples(),
-            key=lambda row: (row.split, natural(str(row.plate))),
+            table[table["batch"] == batch].to_dict("records"),
+            key=lambda row: (row["split"], natural(str(row["plate"]))),
         )
         middle = left + column * (place + 0.5)
         if place:
@@ -145,9 +145,9 @@ def drift_plot(table: pd.DataFrame) -> Markup:
         room = column * 0.8 / max(1, len(of_batch))
         for index, row in enumerate(of_batch):
             where = middle + room * (index - (len(of_batch) - 1) / 2)
-            text = f"plate {row.plate}, batch {batch} ({row.split}): {row.shift:.2f}"
-            mark = {"cx": where, "cy": y(float(row.shift)), "r": 4.5}
-            parts.append(element("circle", title(text), **mark, class_=f"drift {row.split}"))
+            text = f"plate {row['plate']}, batch {batch} ({row['split']}): {row['shift']:.2f}"
+            mark = {"cx": where, "cy": y(float(row["shift"])), "r": 4.5}
+            parts.append(element("circle", title(text), **mark, class_=f"drift {row['split']}"))
     parts.append(element("text", "batch", x=left + width / 2, y=height - 4, class_="tick middle"))
     label = f"Drift of the controls of {table['plate'].nunique()} plates in {len(batches)} batches."
     return drawing(parts, width=WIDTH, height=height, label=label, class_="drifts")

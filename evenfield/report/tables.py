@@ -234,6 +234,7 @@ def as_text(rows: Sequence[Row], *, width: int = 120) -> str:
     from rich import box
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     regimes = any(not row.is_natural for row in rows)
     table = Table(
@@ -260,7 +261,9 @@ def as_text(rows: Sequence[Row], *, width: int = 120) -> str:
         )
         share = "–" if row.gap_closed is None else f"{100 * row.gap_closed:.0f} %"
         counts = (row.num_units, row.num_seeds, row.num)
-        table.add_row(*cells, number(row.mean, row.metric), bounds, share, *map(str, counts))
+        cells += [number(row.mean, row.metric), bounds, share, *map(str, counts)]
+        # As Text: a name such as `cs-arm-bn[controls]` must not be read as markup.
+        table.add_row(*map(Text, cells))
     text = StringIO()
     Console(file=text, width=width, color_system=None).print(table)
     return text.getvalue().rstrip() + "\n"

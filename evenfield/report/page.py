@@ -1,0 +1,162 @@
+"""One self-contained page from a results folder: a pure function of its records and artifacts."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from evenfield.errors import InputError, StorageError
+from evenfield.records import Record, read
+from evenfield.report import sections
+from evenfield.report.artifacts import Artifacts, load
+from evenfield.report.caveats import caveats, provenance
+from evenfield.report.tables import IN_DOMAIN, Row, summarise
+from evenfield.report.verdict import Verdict, verdict
+from evenfield.report.words import adapted, method_name, metric_name, number, percent, plural
+
+PAGE = "report.html"
+_HERE = Path(__file__).parent
+
+
+def build(folder: Path, out: Path) -> Path:
+    """Write the report of a results folder.
+
+    The same records and artifacts give the same bytes. The page holds everything that it shows and
+    loads nothing. A section whose artifact is not there is left out, with a note.
+
+    Args:
+        folder: What `evenfield bench` wrote: `records.jsonl` and its artifacts.
+        out: The page, or an existing folder to put `report.html` in.
+
+    Returns:
+        Where the page was written.
+
+    Raises:
+        InputError: No records, records of two screens, or an artifact that is missing, was changed
+            or is of an unknown kind.
+        StorageError: The page cannot be written; nothing partial is left.
+    """
+    text = render(folder)
+    path = out / PAGE if out.is_dir() else out
+    partial = path.with_name(path.name + ".partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with partial.open("w", encoding="utf-8", newline="\n") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise StorageError(
+            f"cannot write {path}: {error.strerror}",
+            fix="free some space or choose another folder",
+        ) from error
+    return path
+
+
+def render(folder: Path) -> str:
+    """The page as text; see `build`."""
+    records = read(folder)
+    screens = sorted({record.screen for record in records if record.screen})
+    if len(screens) > 1:
+        raise InputError(
+            f"{folder} holds results of {len(screens)} screens ({', '.join(screens)})",
+            fix="write one results folder for each screen",
+        )
+    artifacts = load(folder, records)
+    rows = summarise(records)
+    found = verdict(rows)
+    return _template().render(**_content(records, rows, found, artifacts))
+
+
+def _template() -> Any:
+    environment = Environment(
+        loader=FileSystemLoader(_HERE),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.globals["style"] = Markup(environment.get_template("page.css").render().strip())
+    environment.globals["script"] = Markup((_HERE / "page.js").read_text(encoding="utf-8").strip())
+    return environment.get_template("page.html")
+
+
+def _content(
+    records: Sequence[Record], rows: Sequence[Row], found: Verdict, artifacts: Artifacts
+) -> dict[str, Any]:
+    natural = [row for row in rows if row.is_natural]
+    picture = {
+        "gaps": sections.gaps(natural, found, artifacts),
+        "table": sections.table(natural, found),
+        "regimes": sections.regimes(rows, found),
+        "plates": sections.plates(found, artifacts),
+        "matrices": sections.matrices(found, artifacts),
+        "fields": sections.fields(artifacts),
+        "drift": sections.drift(artifacts),
+        "maps": sections.maps(found, artifacts),
+    }
+    names = {
+        "gaps": ("gap", "gap plot"),
+        "table": ("table", "table"),
+        "regimes": ("regimes", "regimes"),
+        "plates": ("plates", "plate maps"),
+        "matrices": ("confusion", "confusion matrices"),
+        "fields": ("fields", "example fields"),
+        "drift": ("drift", "control drift"),
+        "maps": ("embedding", "embedding map"),
+    }
+    absent = [name for key, (_, name) in names.items() if not picture[key] and key != "regimes"]
+    contents = [names[key] for key in names if picture[key]]
+    screen = artifacts.screen
+    return {
+        **picture,
+        "verdict": found,
+        "metric": metric_name(found.metric).capitalize(),
+        "facts": _facts(found),
+        "screen": {"name": str(screen.get("name", ""))},
+        "screen_line": _screen_line(screen),
+        "filters": sections.filters(natural, found),
+        "table_heads": sections.TABLE_HEADS,
+        "contents": [*contents, ("caveats", "caveats")],
+        "caveats": caveats(records, rows, found, artifacts, absent),
+        "provenance": provenance(records),
+    }
+
+
+def _screen_line(screen: dict[str, Any]) -> str:
+    parts = []
+    for key, unit in (("images", "image"), ("plates", "plate"), ("batches", "batch")):
+        count = screen.get(f"num_{key}")
+        if count:
+            parts.append(plural(int(count), unit))
+    if screen.get("simulated"):
+        parts.append("simulated")
+    return ", ".join(parts)
+
+
+def _facts(found: Verdict) -> list[dict[str, str]]:
+    """The two to four numbers of the verdict, large."""
+    facts = []
+
+    def add(row: Row, text: str, tone: str) -> None:
+        value = number(row.mean, row.metric) if row.metric == "nll" else percent(row.mean)
+        facts.append({"text": text, "value": value, "tone": tone})
+
+    if found.at_home is not None:
+        add(found.at_home, "ERM on its own training batches", "")
+    if found.baseline is not None:
+        add(found.baseline, "ERM on unseen data, without adaptation", "bad")
+    best = found.best
+    if best is not None and best.protocol != IN_DOMAIN and best != found.baseline:
+        add(best, f"{method_name(best.method)} on unseen data, {adapted(best.adapter)}", "good")
+        if best.gap_closed is not None:
+            share = percent(best.gap_closed)
+            facts.append({"text": "of ERM's loss won back", "value": share, "tone": "good"})
+    return facts
