@@ -43,7 +43,18 @@ VERBS = {
 }
 
 Quiet = Annotated[bool, tyro.conf.arg(aliases=["-q"], help="Print nothing but errors.")]
-Folder = Annotated[Path, tyro.conf.Positional]
+
+
+def _place(name: str) -> Any:
+    """A positional path that help calls by its name."""
+    return tyro.conf.arg(metavar=name), tyro.conf.Positional
+
+
+Out = Annotated[Path, *_place("OUT")]
+ScreenFolder = Annotated[Path, *_place("SCREEN")]
+RunFolder = Annotated[Path, *_place("RUN")]
+Results = Annotated[Path, *_place("RESULTS")]
+SHORT_FLAGS = (tyro.conf.FlagCreatePairsOff,)
 
 
 def _files(package: str) -> list[str]:
@@ -76,7 +87,7 @@ def _doctor() -> int:
 
 
 def _simulate(
-    out: Folder,
+    out: Out,
     *,
     preset: Literal["demo", "grid", "tiny"] = "demo",
     seed: int = 0,
@@ -115,7 +126,7 @@ def _say_screen(out: Path, quiet: bool) -> int:
 
 
 def _audit(
-    screen: Folder,
+    screen: ScreenFolder,
     *,
     roles: RoleChoice = RoleChoice(),  # noqa: B008
     quiet: Quiet = False,
@@ -145,9 +156,9 @@ def _audit(
 
 
 def _adapt(
-    run: Folder,
-    screen: Folder,
-    out: Folder,
+    run: RunFolder,
+    screen: ScreenFolder,
+    out: Out,
     *,
     adapter: str = "native",
     device: str = "auto",
@@ -170,9 +181,9 @@ def _adapt(
 
 
 def _predict(
-    run: Folder,
-    screen: Folder,
-    out: Folder,
+    run: RunFolder,
+    screen: ScreenFolder,
+    out: Out,
     *,
     adapter: str = "native",
     adapted: Path | None = None,
@@ -205,9 +216,9 @@ def _predict(
 
 
 def _evaluate(
-    run: Folder,
-    screen: Folder,
-    out: Folder,
+    run: RunFolder,
+    screen: ScreenFolder,
+    out: Out,
     *,
     adapters: tuple[str, ...] = ("source", "native"),
     device: str = "auto",
@@ -230,9 +241,9 @@ def _evaluate(
 
 
 def _bench(
-    preset: Annotated[str, tyro.conf.Positional],
-    screen: Folder,
-    out: Folder,
+    preset: Annotated[str, *_place("PRESET")],
+    screen: ScreenFolder,
+    out: Out,
     *,
     config: Path | None = None,
     seeds: tuple[int, ...] | None = None,
@@ -262,7 +273,7 @@ def _bench(
     return 0
 
 
-def _report(folder: Folder, *, out: Path | None = None, quiet: Quiet = False) -> int:
+def _report(folder: Results, *, out: Path | None = None, quiet: Quiet = False) -> int:
     """Make one self-contained HTML page of a results folder.
 
     Args:
@@ -277,7 +288,7 @@ def _report(folder: Folder, *, out: Path | None = None, quiet: Quiet = False) ->
 
 
 def _results(
-    folder: Folder,
+    folder: Results,
     *,
     metric: str = "accuracy",
     level: Literal["image", "well"] = "image",
@@ -308,7 +319,7 @@ def _show_rows(rows: Any) -> None:
 def _train(arguments: list[str]) -> int:
     """`train METHOD SCREEN OUT`, with the method's own settings as `--options.*`."""
     if not arguments or arguments[0].startswith("-"):
-        OUT.print("usage: evenfield train METHOD SCREEN OUT [settings]\n")
+        OUT.print("usage: evenfield train METHOD SCREEN OUT \\[settings]\n")
         OUT.print("Train a model on a screen, or go on where a killed run stopped.\n")
         OUT.print(f"METHOD is one of: {', '.join(_files('methods'))}")
         OUT.print("`evenfield train METHOD --help` lists all settings.")
@@ -320,8 +331,8 @@ def _train(arguments: list[str]) -> int:
     shape = make_dataclass(
         "Train",
         [
-            ("screen", Annotated[Path, tyro.conf.Positional]),
-            ("out", Annotated[Path, tyro.conf.Positional]),
+            ("screen", ScreenFolder),
+            ("out", Out),
             *([("options", options, field(default_factory=options))] if fields(options) else []),
             ("view", View, field(default_factory=View)),
             ("split", SplitConfig, field(default_factory=SplitConfig)),
@@ -336,7 +347,7 @@ def _train(arguments: list[str]) -> int:
         "Attributes:\n    screen: A screen's folder.\n    out: Folder of the run.\n"
         "    quiet: Print nothing but errors.\n"
     )
-    given: Any = tyro.cli(shape, prog=f"evenfield train {method}", args=arguments[1:])
+    given: Any = tyro.cli(shape, prog=f"evenfield train {method}", args=arguments[1:], config=SHORT_FLAGS)
     set_quiet(given.quiet)
     api.train(
         method,
@@ -359,7 +370,7 @@ def _train(arguments: list[str]) -> int:
 def _ingest(arguments: list[str]) -> int:
     """`ingest READER OUT`, with the reader's own settings as `--options.*`."""
     if not arguments or arguments[0].startswith("-"):
-        OUT.print("usage: evenfield ingest READER OUT [settings]\n")
+        OUT.print("usage: evenfield ingest READER OUT \\[settings]\n")
         OUT.print("Read plates into a screen: once, in parallel, resumable, all or nothing.\n")
         OUT.print(f"READER is one of: {', '.join(_files('data/sources'))}")
         OUT.print("`evenfield ingest READER --help` lists all settings.")
@@ -371,7 +382,7 @@ def _ingest(arguments: list[str]) -> int:
     shape = make_dataclass(
         "Ingest",
         [
-            ("out", Annotated[Path, tyro.conf.Positional]),
+            ("out", Out),
             ("options", Annotated[Any, tyro.conf.arg(name="")], field()),
             ("workers", int | None, None),
             ("overwrite", bool, False),
@@ -386,7 +397,7 @@ def _ingest(arguments: list[str]) -> int:
         "    workers: Parallel readers; none = one a core.\n"
         "    overwrite: Replace a screen that is there.\n    quiet: Print nothing but errors.\n"
     )
-    given: Any = tyro.cli(shape, prog=f"evenfield ingest {reader}", args=arguments[1:])
+    given: Any = tyro.cli(shape, prog=f"evenfield ingest {reader}", args=arguments[1:], config=SHORT_FLAGS)
     set_quiet(given.quiet)
     api.ingest(
         reader,
@@ -470,7 +481,7 @@ def run(arguments: list[str]) -> int:
                 return _ingest(rest)
             call = SIMPLE[verb]
             call.__doc__ = _Lists().fill(call.__doc__ or "")
-            return tyro.cli(call, prog=f"evenfield {verb}", args=rest)
+            return tyro.cli(call, prog=f"evenfield {verb}", args=rest, config=SHORT_FLAGS)
     except EvenfieldError as error:
         ERR.print(f"[red]error[/red] {escape(str(error))}")
         return error.exit_code

@@ -47,14 +47,16 @@ class SplitConfig:
 
     Attributes:
         test: Names of the held-out units; empty = every unit trains.
-        validation: Names of training units that select the model; empty = one unit drawn by the
-            seed where five or more train, else held-out wells of the training plates.
+        select_on: Whose validation loss selects the model: `wells` held out of the training
+            plates, or whole `units` (domains) held out of the training (as the paper does).
+        validation: Names of the domains that select; empty = one drawn by the seed.
         wells: Share of the wells of each training plate that is kept for the in-domain test.
         exclude: Labels that are left out altogether (e.g. those that live in one unit).
         seed: The seed of every draw of the split.
     """
 
     test: tuple[str, ...] = ()
+    select_on: Literal["wells", "units"] = "units"
     validation: tuple[str, ...] = ()
     wells: float = 0.15
     exclude: tuple[str, ...] = ()

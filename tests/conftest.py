@@ -6,6 +6,8 @@ import pytest
 import torch
 from torch import nn
 
+from evenfield.data.simulate import simulate, tiny_screen
+from evenfield.data.store import Screen
 from evenfield.methods.base import Method
 from evenfield.types import Batch, Losses
 
@@ -53,3 +55,11 @@ def make_backbone() -> Callable[..., nn.Sequential]:
 @pytest.fixture
 def steps() -> Callable[..., Iterator[Losses]]:
     return adam_steps
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Screen:
+    """A simulated screen: 4 batches (b01 to b04) of 2 plates, 288 fields of 32 pixels."""
+    folder = tmp_path_factory.mktemp("simulated") / "tiny"
+    simulate(tiny_screen(), folder)
+    return Screen.open(folder)

@@ -28,7 +28,7 @@ from evenfield.train.calibrate import mean_features, shift_score
 from evenfield.train.checkpoint import Model
 
 WHERE = ["Metadata_Source", "Metadata_Batch", "Metadata_Plate", "Metadata_Well", "Metadata_Site"]
-NUM_EMBEDDED = 900
+NUM_EMBEDDED = 600
 
 
 class Artifacts:

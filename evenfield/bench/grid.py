@@ -34,11 +34,14 @@ class AdapterChoice:
         name: A name of `ADAPTERS`.
         options: Its settings; absent ones take its defaults.
         label: How tables call it; empty = its name.
+        pictures: Whether the report shows its embedding map (and, for `source`, example fields
+            and the drift of the controls); drawn for the first fold and seed.
     """
 
     name: str
     options: dict[str, Any] = field(default_factory=dict)
     label: str = ""
+    pictures: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -261,7 +264,7 @@ def _run_cell(
     files = []
     if cell.natural:
         files.append(artifacts.predictions(base, predictions, coded, reader.screen))
-        if first:
+        if first and cell.adapter.pictures:
             files += artifacts.pictures(base, model, reader, coded, split, contexts, adapter)
     extra["cell_size"] = len(scores) + len(files)
     values = [

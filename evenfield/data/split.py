@@ -148,24 +148,17 @@ def make_split(coded: Units, config: SplitConfig) -> Split:
     """
     labelled = np.flatnonzero(coded.label >= 0)
     names = sorted(set(coded.holdout[labelled]))
-    for part in ("test", "validation"):
-        for name in getattr(config, part):
-            if name not in names:
-                raise InputError(
-                    f"{part} names {name!r}, which is no unit of the screen with a label",
-                    fix=f"use some of: {', '.join(names)}",
-                )
-    both = sorted(set(config.test) & set(config.validation))
-    if both:
-        raise InputError(f"{both[0]!r} cannot both select and judge", fix="name another unit")
-    sources = [name for name in names if name not in config.test]
-    rng = numpy_generator(config.seed, "split")
-    validation_units = config.validation
-    if not validation_units and len(sources) >= 5:
-        validation_units = (str(rng.choice(sources)),)
+    _require_known(config.test, names, "test")
     holdout = coded.holdout[labelled]
     is_test = np.isin(holdout, list(config.test))
-    is_validation = np.isin(holdout, list(validation_units))
+    domain = np.array(coded.domains)[coded.domain[labelled]]
+    sources = sorted(set(domain[~is_test]))
+    _require_known(config.validation, sorted({*sources, *config.test}), "validation")
+    both = sorted((set(config.test) | (set(domain) - set(sources))) & set(config.validation))
+    if both:
+        raise InputError(f"{both[0]!r} cannot both select and judge", fix="name another unit")
+    validation_units = _validation_units(config, sources)
+    is_validation = ~is_test & np.isin(domain, list(validation_units))
     rest = labelled[~is_test & ~is_validation]
     if len(rest) == 0:
         raise InputError(
@@ -195,6 +188,34 @@ def make_split(coded: Units, config: SplitConfig) -> Split:
     )
     _refuse_leaks(coded, split)
     return split
+
+
+def _require_known(given: tuple[str, ...], names: list[str], part: str) -> None:
+    for name in given:
+        if name not in names:
+            raise InputError(
+                f"{part} names {name!r}, which is no unit of the screen with a label",
+                fix=f"use some of: {', '.join(names)}",
+            )
+
+
+def _validation_units(config: SplitConfig, sources: list[str]) -> tuple[str, ...]:
+    """The training domains that select the model; none where held-out wells do."""
+    if config.select_on == "wells":
+        if config.validation:
+            raise InputError(
+                f"{config.validation[0]!r} is to select, but wells are (select_on)",
+                fix="set select_on to `units`, or name no validation unit",
+            )
+        return ()
+    if config.validation:
+        return config.validation
+    if len(sources) < 2:
+        raise InputError(
+            f"{len(sources)} domain(s) are left to train on and to select with",
+            fix="set select_on to `wells`, or hold out fewer units",
+        )
+    return (str(numpy_generator(config.seed, "validation").choice(sources)),)
 
 
 def hold_out_wells(
