@@ -120,14 +120,20 @@ def _eight_bit(image: np.ndarray, rule: str, cap: np.ndarray | None) -> UInt8[np
             (high,), low = percentiles(plane, (99.99,)), 0.0
         if cap is not None:
             high = min(high, float(cap[channel]))
-        scale = 255.0 / max(high - low, np.finfo(float).tiny)
         if plane.dtype in (np.uint8, np.uint16):
-            values = np.arange(1 << (8 * plane.dtype.itemsize), dtype=np.float64)
-            table = np.rint((np.clip(values, low, max(low, high)) - low) * scale)
-            out[channel] = table.astype(np.uint8)[plane]
+            levels = np.arange(1 << (8 * plane.dtype.itemsize), dtype=np.float64)
+            out[channel] = _stretch(levels, low, high)[plane]
         else:
-            out[channel] = np.rint((np.clip(plane, low, max(low, high)) - low) * scale)
+            out[channel] = _stretch(plane, low, high)
     return out
+
+
+def _stretch(values: np.ndarray, low: float, high: float) -> np.ndarray:
+    """[low, high] onto [0, 255], rounded; an empty interval leaves only what lies above it."""
+    if high <= low:
+        return np.where(values > low, 255, 0).astype(np.uint8)
+    scaled = (np.clip(values, low, high) - low) * (255.0 / (high - low))
+    return np.rint(scaled).astype(np.uint8)
 
 
 def resize_area(
