@@ -44,8 +44,8 @@ def caveats(
         add(
             "info",
             f"{plural(found.num_choices, 'choice')} were measured on the same unseen data and the "
-            "verdict names the one with the best mean there. No checkpoint was chosen on test "
-            "labels by this page; how checkpoints were chosen is in the run's configuration.",
+            "verdict names the one with the best mean there; how checkpoints were chosen is in "
+            "the configuration of each run.",
         )
     if rows:
         seeds = min(row.num_seeds for row in rows)
@@ -77,12 +77,13 @@ def _rank(finding: dict[str, Any]) -> tuple[int, str, str]:
 
 def _finding(finding: dict[str, Any]) -> str:
     text = str(finding.get("message", "")).strip()
+    text = text[:1].upper() + text[1:]
     units = [str(unit) for unit in finding.get("units") or []]
     if units:
         listed = ", ".join(units[:8]) + (f" and {len(units) - 8} more" if len(units) > 8 else "")
         if not all(unit in text for unit in units[:8]):
-            text = f"{text.rstrip('.')} ({listed})."
-    return text
+            text = f"{text.rstrip('.')} ({listed})"
+    return f"{text.rstrip('.')}."
 
 
 def _consequence(finding: dict[str, Any]) -> str:

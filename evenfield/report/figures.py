@@ -13,6 +13,7 @@ from evenfield.report.tables import BASELINE, Row
 from evenfield.report.words import is_share, natural, number, percent, protocol_name, short_name
 
 WIDTH = 1000.0
+_STEPS = tuple(base * 10.0**power for power in range(-2, 7) for base in (1, 2, 5))
 
 
 def gap_plot(
@@ -28,7 +29,7 @@ def gap_plot(
     """
     home = {row.choice: row for row in at_home}
     order = sorted(unseen, key=lambda row: (row.choice != BASELINE, -row.mean, row.choice))
-    left, right, top, step = 250.0, 120.0, 34.0, 30.0
+    left, right, top, step = 250.0, 172.0, 34.0, 30.0
     shown = [*unseen, *(home[row.choice] for row in order if row.choice in home)]
     share = is_share(best.metric)
     ends = [row.mean for row in shown] + [row.high or 0.0 for row in shown]
@@ -52,7 +53,8 @@ def gap_plot(
             element("line", x1=at, x2=at, y1=top - 8, y2=height - 30, class_="chance"),
             element("text", "chance", x=at, y=top - 14, class_="tick middle"),
         ]
-    parts.append(element("text", "gap closed", x=WIDTH - 4, y=top - 14, class_="tick end"))
+    for text, at in (("unseen", WIDTH - 92), ("gap closed", WIDTH - 4)):
+        parts.append(element("text", text, x=at, y=top - 14, class_="tick end"))
     for place, row in enumerate(order):
         y = top + step * place + 14
         parts += _gap_line(row, home.get(row.choice), x, y, left, row.choice == best.choice)
@@ -124,11 +126,12 @@ def drift_plot(table: pd.DataFrame) -> Markup:
         band = float(train.max())
         shape = {"x": left, "width": width, "y": y(band), "height": y(0) - y(band)}
         parts.append(element("rect", title("range of training plates"), **shape, class_="band"))
-    for tick in range(5):
-        value = most * tick / 4
+    nice = next(size for size in _STEPS if most / size <= 5)
+    for tick in range(int(most / nice) + 1):
+        value = nice * tick
         parts += [
             element("line", x1=left, x2=left + width, y1=y(value), y2=y(value), class_="grid"),
-            element("text", f"{value:.1f}", x=left - 8, y=y(value) + 4, class_="tick end"),
+            element("text", f"{value:g}", x=left - 8, y=y(value) + 4, class_="tick end"),
         ]
     for place, batch in enumerate(batches):
         of_batch = sorted(

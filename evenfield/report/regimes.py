@@ -29,13 +29,16 @@ class Grid:
 
 
 def regime_grid(rows: Sequence[Row]) -> Grid | None:
-    """The rows of one protocol, metric and level by regime; None if only natural plates are there.
+    """The rows of one protocol, metric and level by regime; None if there are only natural plates.
 
-    The best choice of every regime is marked.
+    Choices that were measured on natural plates alone are left to the table of results. The best
+    choice of every regime is marked.
     """
-    regimes = sorted({_regime(row) for row in rows}, key=_order)
-    if all(part is None for regime in regimes for part in regime):
+    varied = {row.choice for row in rows if not row.is_natural}
+    if not varied:
         return None
+    rows = [row for row in rows if row.choice in varied]
+    regimes = sorted({_regime(row) for row in rows}, key=_order)
     cells = {(row.choice, _regime(row)): row for row in rows}
     higher = METRICS[rows[0].metric].direction == "higher"
     best = {}

@@ -246,7 +246,7 @@ def as_text(rows: Sequence[Row], *, width: int = 120) -> str:
     heads = ["protocol", "method", "adapter", "metric", "level"]
     heads += ["alpha", "images", "controls"] if regimes else []
     for head in heads:
-        table.add_column(head)
+        table.add_column(head, overflow="fold")
     for head in ("mean", "95 % interval", "gap closed", "domains", "seeds", "scored"):
         table.add_column(head, justify="right")
     for row in rows:
