@@ -79,7 +79,12 @@ def simulate(
     if config is not None:
         settings = load_config(simulation.SimulationConfig, config)
     else:
-        settings = simulation.PRESETS[preset](seed=seed)
+        presets = {
+            "demo": simulation.demo_screen,
+            "grid": simulation.grid_screen,
+            "tiny": simulation.tiny_screen,
+        }
+        settings = presets[preset](seed)
     if strength is not None:
         settings = replace(settings, strength=strength)
     simulation.simulate(settings, Path(out), overwrite=overwrite)

@@ -129,11 +129,13 @@ class Regime:
         alpha: Dirichlet concentration of the class mix of a context; none = as on the plate.
         num_images: Perturbed images in a context; none = all of the plate.
         num_controls: Controls in a context; none = all of the plate.
+        num_contexts: At most so many contexts of a plate are judged (a seeded draw); none = all.
     """
 
     alpha: float | None = None
     num_images: int | None = None
     num_controls: int | None = None
+    num_contexts: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

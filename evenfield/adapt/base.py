@@ -104,6 +104,7 @@ class Adapter(ABC):
 
     name: ClassVar[str]
     uses_controls: ClassVar[bool] = True
+    uses_perturbed: ClassVar[bool] = True
     config: Any
 
     @dataclass(frozen=True, slots=True, kw_only=True)

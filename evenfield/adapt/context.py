@@ -73,11 +73,7 @@ class ContextAdapter(StatisticsAdapter):
         controls: Moments | None,
     ) -> Pair | None:
         """Mean and variance (c,) of a layer; None keeps the source's."""
-        known = {
-            key.removeprefix(f"{name}/"): value
-            for key, value in model.calibration.items()
-            if key.startswith(f"{name}/")
-        }
+        known = model.calibration.get(name)
         if not known or layer.running_mean is None or layer.running_var is None:
             return None
         source = (layer.running_mean, layer.running_var)

@@ -30,6 +30,8 @@ class Controls(StatisticsAdapter):
     what a user of this rule guards against.
     """
 
+    uses_perturbed = False
+
     @dataclass(frozen=True, slots=True, kw_only=True)
     class Config(StatisticsAdapter.Config):
         """The settings of `controls`.

@@ -15,6 +15,7 @@ class Source(Adapter):
     """Ignores the context."""
 
     uses_controls = False
+    uses_perturbed = False
 
     def fit(self, model: Predictor, context: Context) -> Adapted:
         """A copy of the source in eval mode."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -91,6 +91,11 @@ def predict_contexts(
     images = Images(reader)
     number = 0
     for group in by_unit(contexts):
+        for item in group:
+            numbers.append(np.full(len(item.perturbed), number))
+            number += 1
+        if not adapter.uses_perturbed:
+            group = merged(group, adapter.uses_controls)
         needed = [np.concatenate([item.perturbed, item.controls]) for item in group]
         images.load(np.concatenate(needed))
         for item in group:
@@ -101,8 +106,6 @@ def predict_contexts(
             ]
             rows.append(item.perturbed)
             outputs.append(torch.cat(log_prob).numpy())
-            numbers.append(np.full(len(item.perturbed), number))
-            number += 1
     if not rows:
         raise InputError(
             "there is no context to predict: no unit has as many images as the regime asks for",
@@ -113,6 +116,18 @@ def predict_contexts(
         log_prob=np.concatenate(outputs),
         context=np.concatenate(numbers),
     )
+
+
+def merged(group: list[ContextRows], uses_controls: bool) -> list[ContextRows]:
+    """Contexts of one unit that an adapter which sees no perturbed image cannot tell apart."""
+    found: list[ContextRows] = []
+    for item in group:
+        last = found[-1] if found else None
+        if last is None or (uses_controls and not np.array_equal(last.controls, item.controls)):
+            found.append(item)
+        else:
+            found[-1] = replace(last, perturbed=np.concatenate([last.perturbed, item.perturbed]))
+    return found
 
 
 def by_unit(contexts: Iterable[ContextRows]) -> Iterator[list[ContextRows]]:

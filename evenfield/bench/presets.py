@@ -26,10 +26,11 @@ def arms(
     """
     episode = TrainConfig(
         epochs=epochs,
-        patience=max(5, epochs // 3),
+        patience=epochs,
         num_perturbed=num_perturbed,
         num_controls=num_controls,
         accumulate=accumulate,
+        schedule="cosine",
     )
     mixed = replace(episode, num_perturbed=num_perturbed * accumulate, accumulate=1)
 
@@ -75,8 +76,103 @@ def demo() -> GridConfig:
     )
 
 
+TEST_BATCHES = ("b09", "b10", "b11", "b12")
+
+
+def regimes() -> GridConfig:
+    """The grid over class mix, images and controls of a context, on the simulated grid screen.
+
+    27 points: alpha in {as on the plate, 0.1, 0.01} x images in {1, 8, 64} x controls in
+    {0, 8, 64}. One image has no class mix, so its three alphas draw the same contexts.
+    """
+    family = arms(epochs=16, num_perturbed=32, num_controls=64, accumulate=2, view=View())
+    grid = tuple(
+        Regime(alpha=alpha, num_images=images, num_controls=controls)
+        for images in (64, 8, 1)
+        for controls in (64, 8, 0)
+        for alpha in ((None, 0.1, 0.01) if images > 1 else (None,))
+    )
+    return GridConfig(
+        arms=(family["erm"], family["cs-arm-bn"]),
+        folds=(TEST_BATCHES,),
+        split=SplitConfig(select_on="wells"),
+        regimes=(Regime(), *grid),
+        description="How much of a new plate does an adapter need, and which class mix breaks it?",
+    )
+
+
+def fairness() -> GridConfig:
+    """Who trains with which context, who is tested with which: the fairness table, and more.
+
+    {ERM-trained, meta-trained} x {source, perturbed, union, controls at test}, with all plates'
+    images, with 64 images and 128 controls (balanced and at alpha = 0.01), and with one image and
+    all controls of its plate (300 images a plate).
+    """
+    family = arms(epochs=16, num_perturbed=32, num_controls=64, accumulate=2, view=View())
+    native = AdapterChoice(name="condition")
+    slow = tuple(replace(family[name], adapters=(native,)) for name in ("arm-cml", "arm-ll"))
+    return GridConfig(
+        arms=(
+            family["erm"],
+            family["arm-bn"],
+            family["cs-arm-bn"],
+            family["cs-arm-bn[controls]"],
+            *slow,
+        ),
+        folds=(TEST_BATCHES,),
+        split=SplitConfig(select_on="wells"),
+        regimes=(
+            Regime(),
+            Regime(num_images=64, num_controls=128),
+            Regime(alpha=0.01, num_images=64, num_controls=128),
+            Regime(num_images=1, num_contexts=300),
+        ),
+        description="What is due to having controls, and what to training with them?",
+    )
+
+
+def bbbc021_mechanisms() -> GridConfig:
+    """BBBC021 crops of ten weeks: the mechanism in a week that was left out.
+
+    Context, domain and holdout are the week (give `--roles.context Metadata_Batch`): a plate has
+    too few crops. A week has 8 to 18 DMSO crops, all of them are its controls; an episode draws 16
+    with replacement. The two mechanisms that live in one week are dropped.
+    """
+    family = arms(
+        epochs=12, num_perturbed=32, num_controls=16, accumulate=2, view=View(crop=56)
+    )
+    return GridConfig(
+        arms=(
+            replace(family["erm"], adapters=pictured(STATISTICS, "source")),
+            replace(family["arm-bn"], adapters=(BATCH,)),
+            replace(family["cs-arm-bn"], adapters=pictured(STATISTICS, "union")),
+        ),
+        split=SplitConfig(
+            select_on="wells", exclude=("Kinase inhibitors", "Cholesterol-lowering")
+        ),
+        description="BBBC021 single-cell crops: which mechanism, in a week that was left out?",
+    )
+
+
+def bbbc021_taxol() -> GridConfig:
+    """BBBC021 crops: taxol against DMSO in a week that was left out.
+
+    For a screen of the reader's task `taxol`, in which the DMSO crops of each week are split by
+    field into controls that are never scored and a scored half (give `--roles.context
+    Metadata_Batch`).
+    """
+    mechanisms = bbbc021_mechanisms()
+    return replace(
+        mechanisms,
+        split=SplitConfig(select_on="wells"),
+        description="BBBC021 single-cell crops: taxol or DMSO, in a week that was left out?",
+    )
+
+
 PRESETS: dict[str, Callable[[], GridConfig]] = {
     "demo": demo,
+    "regimes": regimes,
+    "fairness": fairness,
+    "bbbc021-mechanisms": bbbc021_mechanisms,
+    "bbbc021-taxol": bbbc021_taxol,
 }
-
-__all__ = ["PRESETS", "Regime", "SplitConfig", "arms", "demo"]

@@ -152,9 +152,15 @@ def resize_area(
 def _area(image: np.ndarray, axis: int, num: int) -> np.ndarray:
     size = image.shape[axis]
     if size % num == 0:
-        shape = (*image.shape[:axis], num, size // num, *image.shape[axis + 1 :])
-        total = np.float64 if image.dtype.kind == "f" else np.uint32
-        return image.reshape(shape).sum(axis + 1, dtype=total) / (size // num)
+        # Adding strided slices is several times faster than numpy's reduction of a short axis.
+        step = size // num
+        where = (slice(None),) * axis
+        total = image[(*where, slice(0, None, step))].astype(
+            np.float64 if image.dtype.kind == "f" else np.uint32
+        )
+        for start in range(1, step):
+            np.add(total, image[(*where, slice(start, None, step))], out=total)
+        return total / step
     # The mean over an interval is the difference of the integral at its ends.
     zero = [(1, 0) if other == axis else (0, 0) for other in range(image.ndim)]
     integral = np.pad(np.cumsum(image, axis=axis, dtype=np.float64), zero)

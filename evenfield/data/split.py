@@ -284,6 +284,7 @@ def contexts_for(
                 num_images=regime.num_images,
                 seed=seed,
             )
+        drawn = drawn[: regime.num_contexts]
         controls = coded.controls_of(name)
         found.extend(
             ContextRows(

@@ -22,7 +22,7 @@ class Predictor(nn.Module):
         super().__init__()
         self.backbone = backbone
         self.head = head
-        self.calibration: dict[str, Tensor] = {}
+        self.calibration: dict[str, dict[str, Tensor]] = {}
 
     def features(self, image: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d"]:
         """The features before the head."""

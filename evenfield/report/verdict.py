@@ -161,9 +161,9 @@ def _sentence(best: Row, baseline: Row | None, at_home: Row | None) -> str:
         )
     verb = "falls" if METRICS[best.metric].direction == "higher" else "rises"
     loss = f"{opening}; ERM without adaptation {verb} from {_value(at_home)} to {_value(baseline)}."
-    if best.gap_closed >= 1:
-        return f"{loss} {method_name(best.method)} wins back all of that loss."
-    return f"{loss} {method_name(best.method)} wins back {percent(best.gap_closed)} of that loss."
+    hero = "Adaptation" if best.method == baseline.method else method_name(best.method)
+    share = "all" if best.gap_closed >= 1 else percent(best.gap_closed)
+    return f"{loss} {hero} wins back {share} of that loss."
 
 
 def _alone(best: Row, at_home: Row | None) -> str:

@@ -95,7 +95,7 @@ def target_share(method: Method, config: TrainConfig) -> float:
 
 def calibrate(
     method: Method, reader: Reader, rows: np.ndarray, config: TrainConfig
-) -> dict[str, Tensor]:
+) -> dict[str, dict[str, Tensor]]:
     """Per layer: offsets from controls and perturbed images to the target, and their scatter.
 
     Args:
@@ -105,9 +105,10 @@ def calibrate(
         config: The training settings (they fix the share of perturbed images).
 
     Returns:
-        `layer/quantity` to tensors: `cT_m, cT_v, pT_m, pT_v, cP_m, cP_v` (c,), offsets of mean
-        and log-variance from controls (c) or perturbed (p) to target (T) or perturbed (P); and
-        the scalars of `_scatter`. Empty where no training plate has eight controls, or where the
+        By layer: `cT_m, cT_v, pT_m, pT_v, cP_m, cP_v` (c,), offsets of mean and log-variance from
+        controls (c) or perturbed (p) to target (T) or perturbed (P), and `tau_*`, their variances
+        between plates; `noise_c, noise_p, class` and `noise_p_mean, class_mean`, the variance of
+        one image's contribution within controls, within and between classes. Empty where no training plate has eight controls, or where the
         network has no BatchNorm.
     """
     if not batch_norms(method.predictor):
@@ -135,9 +136,8 @@ def calibrate(
         with torch.inference_mode(), normalising(method.predictor, rule):
             method.predictor(image)
     return {
-        f"{name}/{key}": value.cpu().clone()
+        name: {key: value.cpu().clone() for key, value in _over_plates(parts).items()}
         for name, parts in found.items()
-        for key, value in _over_plates(parts).items()
     }
 
 

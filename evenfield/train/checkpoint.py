@@ -173,7 +173,8 @@ def open_model(path: Path, *, device: torch.device | str = "cpu") -> Model:
     )
     restore(method, content["method"], file)
     method.predictor.calibration = {
-        name: value.to(device) for name, value in content.get("calibration", {}).items()
+        name: {key: value.to(device) for key, value in known.items()}
+        for name, known in content.get("calibration", {}).items()
     }
     return Model(
         method=method.to(device).eval(),

@@ -122,6 +122,7 @@ def test_verdict_without_enough_domains_gives_no_interval():
             "there is no gap to win back",
         ),
         ({("arm-bn", "batch"): (0.9, 0.8)}, "was not measured, so nothing says"),
+        ({("erm", "source"): (0.9, 0.5), ("erm", "union"): (0.9, 0.7)}, "Adaptation wins back"),
         ({("erm", "source"): (0.8, 0.5), ("arm-bn", "batch"): (0.9, 0.99)}, "all of that loss"),
     ],
 )

@@ -160,10 +160,10 @@ class EffectConfig:
         channel_correlation: Correlation between channels of the effects that are per channel.
     """
 
-    gain: Levels = Levels(source=0.30, batch=0.35, plate=0.10)
-    background: Levels = Levels(source=0.40, batch=0.60, plate=0.15)
-    gamma: Levels = Levels(source=0.08, batch=0.15, plate=0.02)
-    blur: Levels = Levels(source=0.15, batch=0.15, plate=0.05)
+    gain: Levels = Levels(source=0.30, batch=0.45, plate=0.08)
+    background: Levels = Levels(source=0.40, batch=0.90, plate=0.12)
+    gamma: Levels = Levels(source=0.10, batch=0.22, plate=0.02)
+    blur: Levels = Levels(source=0.15, batch=0.15, plate=0.04)
     noise: Levels = Levels(source=0.20, batch=0.20, plate=0.05)
     vignetting: Levels = Levels(source=0.40, batch=0.20, plate=0.05)
     bleed_through: Levels = Levels(source=0.30, batch=0.30, plate=0.05)

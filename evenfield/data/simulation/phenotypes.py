@@ -82,7 +82,7 @@ MECHANISMS: dict[str, Mechanism] = {
         {"second_nucleus": 0.95, "nucleus": 0.36, "elongation": 1.05, "er_ring": 0.8, "count": 0.9},
     ),
     "Golgi disruptor": Mechanism(
-        "medium", {"golgi": 0.0, "granules": 0.75, "cortex": 0.3, "er_texture": 0.35}
+        "medium", {"golgi": 0.0, "granules": 0.9, "cortex": 0.15, "er_texture": 0.4}
     ),
     "mitochondrial uncoupler": Mechanism(
         "easy", {"mito_network": 0.0, "mito_contrast": 1.0, "mito_ring": 0.95}
@@ -99,7 +99,7 @@ MECHANISMS: dict[str, Mechanism] = {
         "easy", {"size": 1.22, "nucleus": 0.56, "count": 0.7, "chromatin": 0.35}
     ),
     "kinase inhibitor": Mechanism(
-        "medium", {"elongation": 2.1, "nucleus_elongation": 1.6, "fibres": 0.7}
+        "medium", {"elongation": 2.4, "nucleus_elongation": 1.8, "fibres": 0.8}
     ),
     "apoptosis inducer": Mechanism(
         "easy", {"fragments": 1.0, "size": 0.8, "count": 0.75, "mito_contrast": 0.4}
