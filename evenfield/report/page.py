@@ -157,6 +157,6 @@ def _facts(found: Verdict) -> list[dict[str, str]]:
     if best is not None and best.protocol != IN_DOMAIN and best != found.baseline:
         add(best, f"{method_name(best.method)} on unseen data, {adapted(best.adapter)}", "good")
         if best.gap_closed is not None:
-            share = percent(best.gap_closed)
+            share = "all" if best.gap_closed >= 1 else percent(best.gap_closed)
             facts.append({"text": "of ERM's loss won back", "value": share, "tone": "good"})
     return facts
