@@ -60,8 +60,8 @@ def caveats(
     if short:
         add(
             "warning",
-            f"Under label shift, plates lacked {plural(short, 'image')} of the classes drawn, summed "
-            "over all cells of the grid; other classes took their place.",
+            f"Under label shift, plates lacked {plural(short, 'image')} of the classes drawn, "
+            "summed over all cells of the grid; other classes took their place.",
         )
     if absent:
         add("info", f"Not shown, because its records or artifacts are not there: {_and(absent)}.")
