@@ -85,7 +85,7 @@ def regimes() -> GridConfig:
     27 points: alpha in {as on the plate, 0.1, 0.01} x images in {1, 8, 64} x controls in
     {0, 8, 64}. One image has no class mix, so its three alphas draw the same contexts.
     """
-    family = arms(epochs=16, num_perturbed=32, num_controls=64, accumulate=2, view=View())
+    family = arms(epochs=6, num_perturbed=32, num_controls=64, accumulate=2, view=View())
     grid = tuple(
         Regime(alpha=alpha, num_images=images, num_controls=controls)
         for images in (64, 8, 1)
@@ -108,7 +108,7 @@ def fairness() -> GridConfig:
     images, with 64 images and 128 controls (balanced and at alpha = 0.01), and with one image and
     all controls of its plate (300 images a plate).
     """
-    family = arms(epochs=16, num_perturbed=32, num_controls=64, accumulate=2, view=View())
+    family = arms(epochs=6, num_perturbed=32, num_controls=64, accumulate=2, view=View())
     native = AdapterChoice(name="condition")
     slow = tuple(replace(family[name], adapters=(native,)) for name in ("arm-cml", "arm-ll"))
     return GridConfig(
