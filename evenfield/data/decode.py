@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import struct
 from pathlib import Path
+from zlib import crc32
 
 import imagecodecs
 import numpy as np
@@ -15,10 +16,14 @@ from evenfield.errors import InputError
 # tifffile also logs what it raises; the error below says it once, with the file's name.
 logging.getLogger("tifffile").addHandler(logging.NullHandler())
 
+# What a parser of arbitrary bytes may trip over.
 _FAULTS = (
     ValueError,  # tifffile.TiffFileError and UnicodeDecodeError are ValueErrors
     RuntimeError,  # every codec's error of imagecodecs
     LookupError,
+    ArithmeticError,
+    AttributeError,
+    AssertionError,
     TypeError,
     EOFError,
     MemoryError,
@@ -66,12 +71,28 @@ def _tiff(path: Path) -> tuple[np.ndarray, str]:
                 # tifffile would read what is not there as zeros.
                 raise ValueError(f"pixels end at byte {max(ends, default=0)}, the file at {size}")
         series = file.series[0]
-        return series.asarray(maxworkers=1), series.axes
+        image = series.asarray(maxworkers=1)
+        if image.shape != series.shape:
+            raise ValueError(f"{image.shape} pixels where {series.shape} are announced")
+        return image, series.axes
 
 
 def _png(path: Path) -> tuple[np.ndarray, str]:
-    image = imagecodecs.png_decode(path.read_bytes())
+    raw = path.read_bytes()
+    _check_png(raw)
+    image = imagecodecs.png_decode(raw)
     return image, "YX" if image.ndim == 2 else "YXC"
+
+
+def _check_png(raw: bytes) -> None:
+    """Every chunk whole and as it was written: the codec only warns of damaged pixels."""
+    start, kind = 8, b""
+    while kind != b"IEND":
+        (length,), kind = struct.unpack_from(">I", raw, start), raw[start + 4 : start + 8]
+        stop = start + 8 + length
+        if struct.unpack_from(">I", raw, stop)[0] != crc32(raw[start + 4 : stop]):
+            raise ValueError(f"the checksum of chunk {kind!r} is wrong")
+        start = stop + 4
 
 
 def _channels_first(path: Path, image: np.ndarray, axes: str, num: int) -> np.ndarray:

@@ -31,7 +31,7 @@ def test_png_is_read_exactly(tmp_path, dtype):
 @settings(deadline=None, max_examples=60)
 @given(
     kind=st.sampled_from(["none", "lzw", "deflate", "png"]),
-    share=st.floats(0, 0.97, exclude_max=True),
+    share=st.floats(0, 0.97),
 )
 def test_a_truncated_file_is_refused_or_whole(tmp_path_factory, kind, share):
     """Never zeros for what is not there."""
@@ -48,7 +48,7 @@ def test_a_truncated_file_is_refused_or_whole(tmp_path_factory, kind, share):
         read_image(path, num_channels=1)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=80)
 @given(data=st.data(), kind=st.sampled_from(["lzw", "deflate", "png"]))
 def test_a_damaged_byte_crashes_nothing(tmp_path_factory, data, kind):
     path = tmp_path_factory.mktemp("t") / ("a.png" if kind == "png" else "a.tif")
@@ -64,6 +64,7 @@ def test_a_damaged_byte_crashes_nothing(tmp_path_factory, data, kind):
     except InputError:
         return
     assert image.ndim == 3
+    assert kind != "png"  # its checksums let nothing pass
 
 
 @pytest.mark.parametrize("name", ["a.tif", "a.png", "a.jpg", "a"])

@@ -223,11 +223,14 @@ def test_a_broken_disk_keeps_what_it_has(tmp_path, monkeypatch):
     def broken(*args):
         raise OSError(errno.EIO, "Input/output error")
 
-    with monkeypatch.context() as patch:
-        with pytest.raises(StorageError, match="goes on from"), writer(tmp_path / "s") as out:
-            out.write([0], images()[:1])
-            patch.setattr(os, "pwrite", broken)
-            out.write([1], images()[1:2])
+    with (
+        monkeypatch.context() as patch,
+        pytest.raises(StorageError, match="goes on from"),
+        writer(tmp_path / "s") as out,
+    ):
+        out.write([0], images()[:1])
+        patch.setattr(os, "pwrite", broken)
+        out.write([1], images()[1:2])
     assert len(writer(tmp_path / "s").__enter__().todo) == 17
 
 
