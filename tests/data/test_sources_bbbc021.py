@@ -156,3 +156,24 @@ class TestReal:
         assert (manifest.Metadata_ControlType == "negcon").sum() == 330 * 4
         errors = [f for f in check_manifest(manifest, Roles()) if f.severity == "error"]
         assert errors == []
+
+
+@pytest.mark.real
+@pytest.mark.skipif(not CROPS.is_dir(), reason="no real BBBC021 data beside the checkout")
+def test_taxol_task_never_scores_a_control():
+    whole, task = listing(CROPS), listing(CROPS, task="taxol")
+    manifest = prepare_manifest(task.manifest)
+    control = manifest["Metadata_ControlType"] == "negcon"
+    assert set(manifest["Metadata_Label"][~control]) == {"taxol", "DMSO"}
+    assert set(manifest["Metadata_Label"][control].fillna("")) == {""}
+    assert (manifest["Metadata_Compound"][control] == "DMSO").all()
+    key = ["Metadata_Plate", "Metadata_Well"]
+    wells = [set(map(tuple, manifest.loc[side, key].to_numpy())) for side in (control, ~control)]
+    assert not wells[0] & wells[1]
+    for _, week in manifest.groupby("Metadata_Batch"):
+        kind = week["Metadata_ControlType"] == "negcon"
+        assert kind.any()
+        assert ((week["Metadata_Label"] == "DMSO") & ~kind).any()
+    taxol = np.flatnonzero(whole.manifest["Metadata_Compound"] == "taxol")
+    first = int(np.flatnonzero(manifest["Metadata_Compound"] == "taxol")[0])
+    np.testing.assert_array_equal(task.read(first), whole.read(int(taxol[0])))

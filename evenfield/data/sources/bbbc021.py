@@ -31,6 +31,7 @@ from evenfield.data.sources.base import (
     without_missing,
 )
 from evenfield.errors import InputError
+from evenfield.seeds import numpy_generator
 
 CHANNELS = ("DAPI", "Tubulin", "Actin")
 _ARCHIVE_PLANES = ("DAPI", "Actin", "Tubulin")
@@ -66,6 +67,9 @@ class BBBC021(Reader):
             subset: `all`, or `present`: only fields of which at least one file is there (when
                 part of the plates was downloaded).
             missing: What to do with fields whose files are missing: `error`, or `skip` and say so.
+            task: Of the crop archive: `mechanisms` (every crop; DMSO are the controls), or `taxol`
+                (taxol against DMSO: the DMSO crops of each week are split by well, and so by field,
+                into controls, which have no label, and a scored half with the label DMSO).
             process: What is done to each field.
         """
 
@@ -73,6 +77,7 @@ class BBBC021(Reader):
         tables: Path | None = None
         subset: Literal["all", "present"] = "all"
         missing: Missing = "error"
+        task: Literal["mechanisms", "taxol"] = "mechanisms"
         process: Process = field(default_factory=Process)
 
     config: Config
@@ -94,11 +99,14 @@ class BBBC021(Reader):
         archive = _Archive(folder / "crops.npz", len(table))
         table = table.rename(columns=_ARCHIVE_COLUMNS)
         manifest = _with_controls(table.filter(regex="^Metadata_"))
+        rows = np.arange(len(manifest))
+        if self.config.task == "taxol":
+            manifest, rows = _taxol_task(manifest)
         return Listing(
             manifest=manifest,
             channels=CHANNELS,
-            read=archive.read,
-            name=lambda row: f"crop {row} of {archive.path}",
+            read=lambda row: archive.read(int(rows[row])),
+            name=lambda row: f"crop {rows[row]} of {archive.path}",
             process=self.config.process,
             provenance={"data": "BBBC021v1, single-cell crops"},
         )
@@ -127,6 +135,26 @@ class BBBC021(Reader):
             provenance={"data": "BBBC021v1, Broad Bioimage Benchmark Collection"},
             notes=notes,
         )
+
+
+def _taxol_task(manifest: pd.DataFrame) -> tuple[pd.DataFrame, np.ndarray]:
+    """Taxol and DMSO crops only; a DMSO crop is a control or is scored, by its well, never both.
+
+    Returns:
+        The manifest, and which crops of the archive its rows are.
+    """
+    rows = np.flatnonzero(manifest["Metadata_Compound"].isin(["taxol", "DMSO"]))
+    chosen = manifest.iloc[rows].reset_index(drop=True)
+    dmso = chosen["Metadata_Compound"] == "DMSO"
+    well = chosen["Metadata_Plate"] + "/" + chosen["Metadata_Well"]
+    control = np.zeros(len(chosen), dtype=bool)
+    for week, wells in well[dmso].groupby(chosen["Metadata_Batch"][dmso]):
+        order = numpy_generator(0, "taxol", week).permutation(np.unique(wells))
+        control |= (dmso & well.isin(order[::2])).to_numpy()
+    label = np.where(dmso, "DMSO", "taxol").astype(object)
+    label[control] = ""
+    kind = np.where(control, "negcon", "trt").astype(object)
+    return chosen.assign(Metadata_Label=label, Metadata_ControlType=kind), rows
 
 
 class _Archive:
