@@ -95,7 +95,7 @@ class MechanismConfig:
     ec50_um: float = 0.5
     ec50_spread: float = 0.4
     hill: float = 1.5
-    responders: float = 0.92
+    responders: float = 0.95
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,7 +115,7 @@ class OpticsConfig:
 
     exposure: float = 0.34
     background: float = 0.06
-    blur_um: float = 1.4
+    blur_um: float = 1.2
     vignetting: float = 0.10
     bleed_through: float = 0.04
     photons: float = 1500.0
@@ -142,7 +142,7 @@ class Levels:
 class EffectConfig:
     """How strong each batch effect is, at each level.
 
-    Effects are normal on the logarithm of their quantity, so 0.3 means about 30 %, unless stated.
+    Effects act on the logarithm of their quantity, so 0.3 means about 30 %, unless stated.
 
     Attributes:
         gain: Stain and exposure, per channel.
@@ -160,18 +160,18 @@ class EffectConfig:
         channel_correlation: Correlation between channels of the effects that are per channel.
     """
 
-    gain: Levels = Levels(source=0.30, batch=0.45, plate=0.08)
-    background: Levels = Levels(source=0.40, batch=0.90, plate=0.12)
-    gamma: Levels = Levels(source=0.10, batch=0.22, plate=0.02)
-    blur: Levels = Levels(source=0.15, batch=0.15, plate=0.04)
+    gain: Levels = Levels(source=0.30, batch=0.65, plate=0.06)
+    background: Levels = Levels(source=0.30, batch=0.40, plate=0.10)
+    gamma: Levels = Levels(source=0.08, batch=0.16, plate=0.02)
+    blur: Levels = Levels(source=0.15, batch=0.16, plate=0.04)
     noise: Levels = Levels(source=0.20, batch=0.20, plate=0.05)
     vignetting: Levels = Levels(source=0.40, batch=0.20, plate=0.05)
-    bleed_through: Levels = Levels(source=0.30, batch=0.30, plate=0.05)
+    bleed_through: Levels = Levels(source=0.30, batch=0.40, plate=0.05)
     cell_density: Levels = Levels(source=0.05, batch=0.10, plate=0.05)
     cell_size: Levels = Levels(source=0.03, batch=0.03, plate=0.01)
     edge: Levels = Levels(source=0.02, batch=0.05, plate=0.05)
     pixel_size: Levels = Levels(source=0.05, batch=0.0, plate=0.0)
-    channel_correlation: float = 0.5
+    channel_correlation: float = 0.2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -152,7 +152,7 @@ def _cell(
         wave(tilt + 1.7, period, detail[:, 8])
     )
     er = (0.9 * (1 - trait["er_ring"]) + 1.5 * trait["er_ring"] * ring) * body * holes
-    er = er * (1 - 0.7 * nucleus) * (1 + 1.3 * trait["er_texture"] * mesh)
+    er = er * (1 - 0.7 * nucleus) * (1 + trait["er_texture"] * (4 * mesh.clamp(min=0) - 0.8))
 
     rna = 0.55 * body * holes * (1 - 0.3 * nucleus) + nucleus * (
         0.2 + 0.9 * trait["nucleoli"] * spot
@@ -164,8 +164,8 @@ def _cell(
     reach = 0.12 * radius + 1.05 * n_radius
     gy, gx = dy - torch.sin(to_golgi) * reach, dx - torch.cos(to_golgi) * reach
     blob = (1 - (gy * gy + gx * gx) / (0.3 * radius + 0.5) ** 2).clamp(min=0)
-    dots = torch.sin(wave(tilt + 0.3, 8.0 * um, detail[:, 11])) * torch.sin(
-        wave(tilt + 1.9, 8.0 * um, detail[:, 12])
+    dots = torch.sin(wave(tilt + 0.3, 11.0 * um, detail[:, 11])) * torch.sin(
+        wave(tilt + 1.9, 11.0 * um, detail[:, 12])
     )
     agp = 0.35 * body * holes * (1 + trait["fibres"] * fibre) * (1 - 0.4 * nucleus)
     agp = (

@@ -18,8 +18,9 @@ NEIGHBOURS = tuple(pairwise(CHANNELS)) + tuple((b, a) for a, b in pairwise(CHANN
 def effects(config: SimulationConfig) -> pd.DataFrame:
     """The true parameters of every plate.
 
-    A parameter's deviation is a sum of three normal draws, of its source, batch and plate. Each
-    draw depends on the seed, the effect and the unit's name only, so adding plates changes none.
+    A parameter's deviation is a sum of three draws, of its source, batch and plate, each uniform
+    with the stated standard deviation (so that no batch is an outlier that rules a data set). A
+    draw depends on the seed, the effect and the unit's name only: adding plates changes none.
 
     Returns:
         `Metadata_Source, Metadata_Batch, Metadata_Plate`; `gain_<channel>` (factor),
@@ -50,8 +51,9 @@ def _plate(
         shared = strengths.channel_correlation
         for level, unit in units:
             draw = numpy_generator(config.seed, "effect", effect, level, unit)
-            common, own = draw.standard_normal(), draw.standard_normal(size)
-            mixed = np.sqrt(shared) * common + np.sqrt(1 - shared) * own if size > 1 else own
+            common, *own = np.sqrt(3) * draw.uniform(-1, 1, 1 + size)
+            weight = shared if size > 1 else 0.0
+            mixed = np.sqrt(weight) * common + np.sqrt(1 - weight) * np.array(own)
             total += getattr(levels, level) * mixed
         return config.strength * total
 

@@ -45,7 +45,7 @@ TRAITS: dict[str, Trait] = {
     "nucleoli_merged": Trait(0.0, 0.0, "0: three nucleoli apart; 1: one in the centre"),
     "er_ring": Trait(0.55, 0.1, "concentration of the ER around the nucleus"),
     "er_texture": Trait(0.25, 0.2, "contrast of the ER's texture"),
-    "er_period_um": Trait(9.0, 0.1, "period of the ER's texture"),
+    "er_period_um": Trait(10.0, 0.1, "period of the ER's texture"),
     "cortex": Trait(0.6, 0.15, "actin and membrane at the cell's edge"),
     "fibres": Trait(0.35, 0.3, "contrast of stress fibres along the cell"),
     "golgi": Trait(1.0, 0.15, "brightness of the compact Golgi beside the nucleus"),
@@ -54,7 +54,7 @@ TRAITS: dict[str, Trait] = {
     "mito_network": Trait(0.65, 0.1, "1: filaments; 0: dots"),
     "mito_contrast": Trait(0.7, 0.1, "contrast of the mitochondria against the cytoplasm"),
     "mito_ring": Trait(0.35, 0.15, "concentration of the mitochondria around the nucleus"),
-    "mito_period_um": Trait(9.0, 0.1, "distance between mitochondria"),
+    "mito_period_um": Trait(11.0, 0.1, "distance between mitochondria"),
 }
 
 PHENOTYPE = tuple(TRAITS)
@@ -82,31 +82,39 @@ MECHANISMS: dict[str, Mechanism] = {
         {"second_nucleus": 0.95, "nucleus": 0.36, "elongation": 1.05, "er_ring": 0.8, "count": 0.9},
     ),
     "Golgi disruptor": Mechanism(
-        "medium", {"golgi": 0.0, "granules": 0.9, "cortex": 0.15, "er_texture": 0.4}
+        "medium", {"golgi": 0.0, "granules": 1.9, "cortex": 0.1, "fibres": 0.1, "er_ring": 0.9}
     ),
     "mitochondrial uncoupler": Mechanism(
-        "easy", {"mito_network": 0.0, "mito_contrast": 1.0, "mito_ring": 0.95}
+        "easy", {"mito_network": 0.0, "mito_contrast": 1.15, "mito_ring": 0.9}
     ),
     "transcription inhibitor": Mechanism(
         "medium",
-        {"nucleoli_merged": 1.0, "nucleolus_size": 0.42, "nucleoli": 1.3, "nucleus": 0.42},
+        {"nucleoli_merged": 1.0, "nucleolus_size": 0.46, "nucleoli": 1.5, "nucleus": 0.42},
     ),
     "actin disruptor": Mechanism(
-        "easy", {"spikes": 0.38, "cortex": 0.05, "fibres": 0.0, "granules": 0.35, "size": 0.92}
+        "easy", {"spikes": 0.44, "cortex": 0.05, "fibres": 0.0, "granules": 0.35, "size": 0.92}
     ),
-    "ER stress": Mechanism("medium", {"er_texture": 0.9, "er_period_um": 12.0, "er_ring": 0.1}),
+    "ER stress": Mechanism("medium", {"er_texture": 0.95, "er_period_um": 13.0, "er_ring": 0.0}),
     "DNA damage": Mechanism(
         "easy", {"size": 1.22, "nucleus": 0.56, "count": 0.7, "chromatin": 0.35}
     ),
     "kinase inhibitor": Mechanism(
-        "medium", {"elongation": 2.4, "nucleus_elongation": 1.8, "fibres": 0.8}
+        "medium",
+        {
+            "elongation": 2.9,
+            "nucleus_elongation": 2.2,
+            "fibres": 1.1,
+            "cortex": 0.3,
+            "er_ring": 0.25,
+            "mito_ring": 0.0,
+        },
     ),
     "apoptosis inducer": Mechanism(
         "easy", {"fragments": 1.0, "size": 0.8, "count": 0.75, "mito_contrast": 0.4}
     ),
     "lysosome swelling": Mechanism("medium", {"vacuoles": 0.9, "granules": 0.3}),
     "mitochondrial fusion": Mechanism(
-        "hard", {"mito_network": 1.0, "mito_period_um": 12.5, "mito_ring": 0.1}
+        "hard", {"mito_network": 1.0, "mito_period_um": 15.0, "mito_ring": 0.1}
     ),
     "chromatin modifier": Mechanism("hard", {"chromatin": 0.6, "nucleus": 0.50, "nucleoli": 0.5}),
 }
