@@ -439,7 +439,9 @@ class _Lists:
         return text.replace("PRESETS", "one of " + ", ".join(PRESET_NAMES))
 
 
-PRESET_NAMES = ("demo", "regimes", "fairness", "bbbc021-mechanisms", "bbbc021-taxol")
+PRESET_NAMES = (
+    "demo", "regimes", "fairness", "siblings", "bbbc021-mechanisms", "bbbc021-taxol",
+)  # fmt: skip
 
 
 def _command() -> str:

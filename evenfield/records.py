@@ -78,7 +78,9 @@ class Record:
 
     def identity(self) -> tuple[str, ...]:
         """What two records of one measurement share."""
-        return (self.cell, self.kind, self.metric, self.unit_role, self.unit, self.level)
+        return (
+            self.cell, self.kind, self.protocol, self.metric, self.unit_role, self.unit, self.level,
+        )  # fmt: skip
 
     @classmethod
     def from_json(cls, line: str) -> Record:

@@ -21,6 +21,7 @@ from evenfield.data.manifest import Roles, check_manifest
 from evenfield.data.sampler import ContextRows
 from evenfield.data.split import Split, Units
 from evenfield.data.store import Screen
+from evenfield.data.transforms import read
 from evenfield.errors import StorageError
 from evenfield.records import Record, digest, file_sha256
 from evenfield.seeds import derive, numpy_generator
@@ -216,7 +217,8 @@ class Artifacts:
             some = np.flatnonzero(of_batch & coded.is_control)
             some = some if len(some) else np.flatnonzero(of_batch)
             rows.append(int(some[derive(0, batch) % len(some)]))
-        raw = np.asarray(self._screen.pixels[rows])[:, :3].astype(np.float32)
+        raw = read(self._screen.pixels, np.array(rows), reader.view, seed=0, train=False)[:, :3]
+        raw = raw.astype(np.float32)
         seen = reader.images(np.array(rows)).float().cpu().numpy()[:, :3]
         pictures = [*_to_rgb(raw, 0.0, float(np.percentile(raw, 99.7)))]
         pictures += [*_to_rgb(seen, -1.5, 3.5)]

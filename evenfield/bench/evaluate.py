@@ -48,6 +48,12 @@ class Predictions:
     log_prob: np.ndarray
     context: np.ndarray
 
+    def where(self, keep: np.ndarray) -> Predictions:
+        """The predictions at a bool mask."""
+        return Predictions(
+            row=self.row[keep], log_prob=self.log_prob[keep], context=self.context[keep]
+        )
+
 
 class Images:
     """Normalised images of one unit at a time, so that many small contexts do not read again."""

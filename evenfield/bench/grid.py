@@ -78,6 +78,8 @@ class GridConfig:
         seeds: Of training, one run each.
         regimes: How contexts are drawn in the test; the first is the table's.
         in_domain: Whether held-out wells of training plates are judged too.
+        also_without: Compounds that are left out of a second scoring of the same predictions, as
+            the protocol `... without COMPOUND` (e.g. a positive control that fills a class).
         eval_seed: Seed of the contexts; equal for all arms, adapters and seeds.
         description: One sentence for the report: what is asked of which data.
     """
@@ -89,6 +91,7 @@ class GridConfig:
     seeds: tuple[int, ...] = (0, 1, 2)
     regimes: tuple[Regime, ...] = (Regime(),)
     in_domain: bool = True
+    also_without: tuple[str, ...] = ()
     eval_seed: int = 0
     description: str = ""
 
@@ -239,7 +242,12 @@ def _run_cell(
     contexts = contexts_for(coded, rows, cell.regime, seed=config.eval_seed)
     adapter = make_adapter(cell.adapter.name, cell.adapter.options)
     predictions = predict_contexts(model.method.predictor, reader, contexts, adapter)
-    scores = judge(predictions, coded)
+    scored = {cell.protocol: judge(predictions, coded)}
+    for compound in config.also_without:
+        kept = (reader.screen.manifest["Metadata_Compound"] != compound).to_numpy()
+        scored[f"{cell.protocol} without {compound}"] = judge(
+            predictions.where(kept[predictions.row]), coded
+        )
     base = Record(
         kind="value",
         metric="",
@@ -266,10 +274,11 @@ def _run_cell(
         files.append(artifacts.predictions(base, predictions, coded, reader.screen))
         if first and cell.adapter.pictures:
             files += artifacts.pictures(base, model, reader, coded, split, contexts, adapter)
-    extra["cell_size"] = len(scores) + len(files)
+    extra["cell_size"] = sum(map(len, scored.values())) + len(files)
     values = [
         replace(
             base,
+            protocol=protocol,
             metric=score.metric,
             unit=score.unit,
             unit_role=score.unit_role,
@@ -278,6 +287,7 @@ def _run_cell(
             num=score.num,
             extra=extra,
         )
+        for protocol, scores in scored.items()
         for score in scores
     ]
     append(artifacts.out, [*values, *(replace(file, extra={**file.extra, **extra}) for file in files)])

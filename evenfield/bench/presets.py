@@ -85,9 +85,14 @@ def regimes() -> GridConfig:
     27 points: alpha in {as on the plate, 0.1, 0.01} x images in {1, 8, 64} x controls in
     {0, 8, 64}. One image has no class mix, so its three alphas draw the same contexts.
     """
-    family = arms(epochs=6, num_perturbed=32, num_controls=64, accumulate=2, view=View())
+    family = grid_arms()
     grid = tuple(
-        Regime(alpha=alpha, num_images=images, num_controls=controls)
+        Regime(
+            alpha=alpha,
+            num_images=images,
+            num_controls=controls,
+            num_contexts=500 if images == 1 else None,
+        )
         for images in (64, 8, 1)
         for controls in (64, 8, 0)
         for alpha in ((None, 0.1, 0.01) if images > 1 else (None,))
@@ -106,18 +111,16 @@ def fairness() -> GridConfig:
 
     {ERM-trained, meta-trained} x {source, perturbed, union, controls at test}, with all plates'
     images, with 64 images and 128 controls (balanced and at alpha = 0.01), and with one image and
-    all controls of its plate (300 images a plate).
+    all controls of its plate (300 images a plate). The runs of `regimes` are used again where
+    both grids share a folder.
     """
-    family = arms(epochs=6, num_perturbed=32, num_controls=64, accumulate=2, view=View())
-    native = AdapterChoice(name="condition")
-    slow = tuple(replace(family[name], adapters=(native,)) for name in ("arm-cml", "arm-ll"))
+    family = grid_arms()
     return GridConfig(
         arms=(
             family["erm"],
             family["arm-bn"],
             family["cs-arm-bn"],
             family["cs-arm-bn[controls]"],
-            *slow,
         ),
         folds=(TEST_BATCHES,),
         split=SplitConfig(select_on="wells"),
@@ -131,6 +134,26 @@ def fairness() -> GridConfig:
     )
 
 
+def siblings() -> GridConfig:
+    """ARM-CML and ARM-LL, with their learned rules, beside ERM and CS-ARM-BN on the demo screen."""
+    family = arms(epochs=16, num_perturbed=32, num_controls=32, accumulate=2, view=View(crop=48))
+    learned = (SOURCE, AdapterChoice(name="condition"))
+    return replace(
+        demo(),
+        arms=(
+            replace(family["erm"], adapters=(SOURCE, UNION)),
+            replace(family["cs-arm-bn"], adapters=(UNION,)),
+            replace(family["arm-cml"], adapters=learned),
+            replace(family["arm-ll"], adapters=learned),
+        ),
+    )
+
+
+def grid_arms() -> dict[str, Arm]:
+    """The arms of the grid screen; crops of 48 pixels keep 27 points affordable on two cores."""
+    return arms(epochs=6, num_perturbed=32, num_controls=64, accumulate=2, view=View(crop=48))
+
+
 def bbbc021_mechanisms() -> GridConfig:
     """BBBC021 crops of ten weeks: the mechanism in a week that was left out.
 
@@ -138,9 +161,7 @@ def bbbc021_mechanisms() -> GridConfig:
     too few crops. A week has 8 to 18 DMSO crops, all of them are its controls; an episode draws 16
     with replacement. The two mechanisms that live in one week are dropped.
     """
-    family = arms(
-        epochs=12, num_perturbed=32, num_controls=16, accumulate=2, view=View(crop=56)
-    )
+    family = arms(epochs=12, num_perturbed=32, num_controls=16, accumulate=2, view=View(crop=48))
     return GridConfig(
         arms=(
             replace(family["erm"], adapters=pictured(STATISTICS, "source")),
@@ -150,6 +171,7 @@ def bbbc021_mechanisms() -> GridConfig:
         split=SplitConfig(
             select_on="wells", exclude=("Kinase inhibitors", "Cholesterol-lowering")
         ),
+        also_without=("taxol",),
         description="BBBC021 single-cell crops: which mechanism, in a week that was left out?",
     )
 
@@ -165,6 +187,7 @@ def bbbc021_taxol() -> GridConfig:
     return replace(
         mechanisms,
         split=SplitConfig(select_on="wells"),
+        also_without=(),
         description="BBBC021 single-cell crops: taxol or DMSO, in a week that was left out?",
     )
 
@@ -173,6 +196,7 @@ PRESETS: dict[str, Callable[[], GridConfig]] = {
     "demo": demo,
     "regimes": regimes,
     "fairness": fairness,
+    "siblings": siblings,
     "bbbc021-mechanisms": bbbc021_mechanisms,
     "bbbc021-taxol": bbbc021_taxol,
 }
