@@ -1,6 +1,6 @@
 """The doors: one call a verb. The command line is the shadow of this file.
 
-Nothing heavy is imported before a verb is called, so that `import evenfield` and `--help` are quick.
+Nothing heavy is imported before a verb is called, so that imports and `--help` are quick.
 """
 
 from __future__ import annotations
@@ -443,14 +443,13 @@ def warnings_as_lines(write: Any) -> Iterator[None]:
 
     def show(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
         text = str(message)
-        if issubclass(category, EvenfieldWarning):
-            if text not in seen:
-                seen.add(text)
-                write(text)
+        if issubclass(category, EvenfieldWarning) and text not in seen:
+            seen.add(text)
+            write(text)
 
     with warnings.catch_warnings():
         warnings.simplefilter("always", EvenfieldWarning)
-        warnings.showwarning = show  # type: ignore[assignment]
+        warnings.showwarning = show
         yield
 
 

@@ -82,7 +82,9 @@ def _doctor() -> int:
     """What this machine offers, and what is broken in its environment."""
     found = api.doctor()
     for what, value, advice in found:
-        OUT.print(f"{what:28s} {escape(value)}" + (f"\n  What to do: {escape(advice)}" if advice else ""))
+        OUT.print(
+            f"{what:28s} {escape(value)}" + (f"\n  What to do: {escape(advice)}" if advice else "")
+        )
     return 1 if any(advice for _, _, advice in found) else 0
 
 
@@ -347,7 +349,9 @@ def _train(arguments: list[str]) -> int:
         "Attributes:\n    screen: A screen's folder.\n    out: Folder of the run.\n"
         "    quiet: Print nothing but errors.\n"
     )
-    given: Any = tyro.cli(shape, prog=f"evenfield train {method}", args=arguments[1:], config=SHORT_FLAGS)
+    given: Any = tyro.cli(
+        shape, prog=f"evenfield train {method}", args=arguments[1:], config=SHORT_FLAGS
+    )
     set_quiet(given.quiet)
     api.train(
         method,
@@ -379,25 +383,26 @@ def _ingest(arguments: list[str]) -> int:
 
     reader = arguments[0]
     options = SOURCES[reader].Config
+    plain = Annotated[options, tyro.conf.arg(name="")]  # type: ignore[valid-type]
     shape = make_dataclass(
         "Ingest",
         [
             ("out", Out),
-            ("options", Annotated[Any, tyro.conf.arg(name="")], field()),
+            ("options", plain, field()),
             ("workers", int | None, None),
             ("overwrite", bool, False),
             ("quiet", Quiet, False),
         ],
     )
-    shape.__annotations__["options"] = Annotated[options, tyro.conf.arg(name="")]
-    shape.__dataclass_fields__["options"].type = shape.__annotations__["options"]
     shape.__doc__ = (
         f"Read plates with the reader {reader}.\n\n{(SOURCES[reader].__doc__ or '').strip()}\n\n"
         "Attributes:\n    out: Folder of the screen.\n"
         "    workers: Parallel readers; none = one a core.\n"
         "    overwrite: Replace a screen that is there.\n    quiet: Print nothing but errors.\n"
     )
-    given: Any = tyro.cli(shape, prog=f"evenfield ingest {reader}", args=arguments[1:], config=SHORT_FLAGS)
+    given: Any = tyro.cli(
+        shape, prog=f"evenfield ingest {reader}", args=arguments[1:], config=SHORT_FLAGS
+    )
     set_quiet(given.quiet)
     api.ingest(
         reader,
@@ -449,7 +454,9 @@ def _command() -> str:
 
 
 def _usage() -> None:
-    OUT.print(f"evenfield {__version__}: models of microscopy screens that hold on the next batch\n")
+    OUT.print(
+        f"evenfield {__version__}: models of microscopy screens that hold on the next batch\n"
+    )
     OUT.print("usage: evenfield VERB ...     (evenfield VERB --help)\n")
     table = Table.grid(padding=(0, 2))
     for verb, text in VERBS.items():

@@ -73,6 +73,8 @@ class TrainConfig:
         num_perturbed: Labelled images in a pass: of one plate for episodes, of all for `erm`.
         num_controls: Negative controls of the same plate in an episode.
         accumulate: Passes for one step of the optimiser (8 plates in the paper).
+        balance: Draw every class equally often (small classes again and again), as `class`; or
+            every labelled image, as `none`.
         ratio: `fixed` episodes, or a `random` number of images and controls in each.
         epochs: At most so many passes over the number of training images.
         patience: Stop after so many epochs without a better validation loss.
@@ -90,6 +92,7 @@ class TrainConfig:
     num_perturbed: int = 64
     num_controls: int = 128
     accumulate: int = 8
+    balance: Literal["none", "class"] = "none"
     ratio: Literal["fixed", "random"] = "fixed"
     epochs: int = 200
     patience: int = 20

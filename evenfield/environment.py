@@ -36,7 +36,7 @@ def examine() -> list[tuple[str, str, str]]:
 
 
 def _torchvision(torch_version: str) -> tuple[str, str, str]:
-    """torchvision is not needed; a build for another torch breaks packages that import it."""
+    """Torchvision is not needed; a build for another torch breaks packages that import it."""
     if importlib.util.find_spec("torchvision") is None:
         return ("torchvision", "absent (not needed)", "")
     try:

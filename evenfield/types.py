@@ -1,4 +1,7 @@
-"""The words that rooms exchange. Axis letters: n images, c channels, h w pixels, d features, k classes."""
+"""The words that rooms exchange.
+
+Axis letters: n images, c channels, h w pixels, d features, k classes.
+"""
 
 from __future__ import annotations
 

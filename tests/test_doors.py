@@ -11,7 +11,9 @@ from evenfield.cli import VERBS, run
 def loaded_by(code: str) -> set[str]:
     """The top-level modules that a fresh interpreter holds after some code."""
     script = f"import sys\n{code}\nprint(*{{name.split('.')[0] for name in sys.modules}})"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
     return set(done.stdout.split())
 
 
@@ -36,7 +38,9 @@ assert code == 0, code
 import os; os.write(1, b"\\n")
 """
     script = f"import sys\n{code}\nsys.stderr.write(' '.join(sys.modules))"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
     assert {"torch", "pandas"}.isdisjoint(done.stderr.split())
     assert (verb or "usage") in done.stdout
 

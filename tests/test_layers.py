@@ -21,7 +21,13 @@ LAYERS = [
     "__init__ __main__",
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names.split()}
-SIBLINGS = {"methods", "adapt", "correct", "metrics", "sources"}  # inside them only `base` is shared
+SIBLINGS = {
+    "methods",
+    "adapt",
+    "correct",
+    "metrics",
+    "sources",
+}  # inside them only `base` is shared
 LONE_RANDOM = {"seeds.py"}
 
 

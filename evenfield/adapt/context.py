@@ -16,7 +16,8 @@ plates (`train.calibrate`), n_c controls, n_p perturbed images and e(a, b) the s
 
     m_controls   = noise_c / n_c + tau
     expected     = (noise_p + class) / n_p
-    bias         = max(0, e(perturbed, what the controls predict for it) - expected - noise_c / n_c - tau)
+    predicted    = what the controls predict for the perturbed images
+    bias         = max(0, e(perturbed, predicted) - expected - noise_c / n_c - tau)
     collapse     = max(0, class - class terms seen in the context)          # one class dominates
     m_perturbed  = expected + caution * max(bias, collapse) + tau
     m_source     = max(0, e(source, combination of the two) - error of that combination)
@@ -82,20 +83,27 @@ class ContextAdapter(StatisticsAdapter):
             error = known["noise_c"] / controls.num_images + known["tau_cT"]
             estimates.append((moved(controls, known["cT_m"], known["cT_v"]), error))
         if perturbed is not None:
-            error = self._error_of_perturbed(known, perturbed, controls)
-            estimates.append((moved(perturbed, known["pT_m"], known["pT_v"]), error))
+            target = moved(perturbed, known["pT_m"], known["pT_v"])
+            # The unit of the class terms; a collapsed class mix shrinks the perturbed variance.
+            unit = estimates[0][0][1] if estimates else target[1]
+            error = self._error_of_perturbed(known, perturbed, controls, unit)
+            estimates.append((target, error))
         here, error = combined(estimates)
         error_of_source = (distance(source, here) - error).clamp(min=0.0)
         return combined([(here, error), (source, error_of_source)])[0]
 
     def _error_of_perturbed(
-        self, known: dict[str, Tensor], perturbed: Moments, controls: Moments | None
+        self,
+        known: dict[str, Tensor],
+        perturbed: Moments,
+        controls: Moments | None,
+        unit: Tensor,
     ) -> Tensor:
         num = perturbed.num_images
         expected = (known["noise_p"] + known["class"]) / num
         if num > 1:
             seen = perturbed.spread * (num / (num - 1))
-            seen_class = (seen / perturbed.var.clamp(min=1e-8)).mean() - known["noise_p_mean"]
+            seen_class = (seen / unit.clamp(min=1e-8)).mean() - known["noise_p_mean"]
             lost = 1 - seen_class / known["class_mean"].clamp(min=1e-8)
         else:
             lost = torch.ones(())  # one image tells nothing of its class's offset
@@ -114,7 +122,7 @@ def moved(at: Moments, offset_m: Tensor, offset_v: Tensor) -> Pair:
 
 
 def distance(a: Pair, b: Pair) -> Tensor:
-    """Mean over channels of (difference of means)^2 / variance of b + (log ratio of variances)^2 / 2.
+    """Mean over channels of (gap of means)^2 / variance of b + (log ratio of variances)^2 / 2.
 
     >>> one, two = torch.ones(1), torch.full((1,), 2.0)
     >>> distance((one, one), (two, one)).item()

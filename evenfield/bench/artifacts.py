@@ -170,7 +170,9 @@ class Artifacts:
             context = images.context(item)
             adapted = adapter.fit(model.method.predictor, context)
             share = min(1.0, NUM_EMBEDDED / total)
-            keep = rng.permutation(len(item.perturbed))[: max(1, round(share * len(item.perturbed)))]
+            keep = rng.permutation(len(item.perturbed))[
+                : max(1, round(share * len(item.perturbed)))
+            ]
             with torch.inference_mode():
                 kept = adapted.model.features(context.perturbed[torch.from_numpy(keep)])
             rows.append(item.perturbed[keep])

@@ -44,7 +44,7 @@ def _reader(model: Model, screen: Screen) -> Reader:
 
 
 def plates(screen: Screen, model: Model, coded: Units) -> Iterator[ContextRows]:
-    """Every context of a screen: all images that are neither control nor empty, and the controls."""
+    """Every context of a screen: its images that are neither control nor empty, its controls."""
     kind = screen.manifest[model.roles.control]
     wanted = np.flatnonzero(~kind.isin(["negcon", "empty"]).to_numpy())
     for name, rows in coded.by_context(wanted).items():
@@ -225,9 +225,7 @@ def evaluate_run(model: Model, screen: Screen, out: Path, adapters: tuple[str, .
         contexts = contexts_for(coded, rows, Regime(), seed=0)
         for name in adapters:
             rule = choose(model, name, {})
-            scores = judge(
-                predict_contexts(model.method.predictor, reader, contexts, rule), coded
-            )
+            scores = judge(predict_contexts(model.method.predictor, reader, contexts, rule), coded)
             cell = digest([_model_id(model), screen.fingerprint, protocol, rule.name])
             append(
                 out,

@@ -152,9 +152,7 @@ def run_grid(
         key = digest(
             {"run": to_dict(run_config), "roles": to_dict(roles), "screen": screen.fingerprint}
         )
-        wanted = [
-            cell for cell in _cells(config, arm, key) if cell.key not in known
-        ]
+        wanted = [cell for cell in _cells(config, arm, key) if cell.key not in known]
         if not wanted:
             continue
 
@@ -198,7 +196,7 @@ class _Cell:
 
 def _cells(config: GridConfig, arm: Arm, run: str) -> list[_Cell]:
     found = []
-    protocols = [(config.protocol, config.regimes)]
+    protocols: list[tuple[str, tuple[Regime, ...]]] = [(config.protocol, config.regimes)]
     if config.in_domain:
         protocols.append(("in-domain", (Regime(),)))
     for protocol, regimes in protocols:
@@ -290,7 +288,9 @@ def _run_cell(
         for protocol, scores in scored.items()
         for score in scores
     ]
-    append(artifacts.out, [*values, *(replace(file, extra={**file.extra, **extra}) for file in files)])
+    append(
+        artifacts.out, [*values, *(replace(file, extra={**file.extra, **extra}) for file in files)]
+    )
 
 
 def _finished_cells(out: Path, screen: Screen) -> set[str]:

@@ -1,4 +1,4 @@
-"""What enters a mini-batch. A sampler is a pure function of (seed, step): resuming needs no replay."""
+"""What enters a mini-batch: a pure function of (seed, step), so that resuming needs no replay."""
 
 from __future__ import annotations
 
@@ -32,11 +32,20 @@ class Sampler(ABC):
 class Shuffled(Sampler):
     """Every row once an epoch, in an order drawn for that epoch; an incomplete last batch is left.
 
+    Args:
+        rows: Labelled rows.
+        size: Rows in a batch.
+        seed: The run's seed.
+        label: (N,) class codes of all rows of the manifest; given, every batch draws the classes
+            evenly, and rows within a class with replacement.
+
     Raises:
         InputError: There is no row.
     """
 
-    def __init__(self, rows: Rows, *, size: int, seed: int) -> None:
+    def __init__(
+        self, rows: Rows, *, size: int, seed: int, label: np.ndarray | None = None
+    ) -> None:
         if len(rows) == 0:
             raise InputError(
                 "there is no labelled training image",
@@ -45,12 +54,16 @@ class Shuffled(Sampler):
         self._rows = np.asarray(rows, dtype=np.int64)
         self._size = min(size, len(rows))
         self._seed = seed
+        self._classes = None if label is None else by_class(self._rows, label)
         self._epoch = -1
         self._order = self._rows
         self.passes_per_epoch = len(rows) // self._size
 
     def rows(self, step: int) -> Rows:
         """The rows of one batch."""
+        if self._classes is not None:
+            rng = numpy_generator(self._seed, "balanced", step)
+            return draw_balanced(rng, self._classes, self._size)
         epoch, place = divmod(step, self.passes_per_epoch)
         if epoch != self._epoch:
             self._order = numpy_generator(self._seed, "epoch", epoch).permutation(self._rows)
@@ -72,6 +85,8 @@ class Episodes(Sampler):
         ratio: `fixed`, or `random`: 2 to num_perturbed images, 8 to num_controls controls.
         missing_controls: What to do with plates without any control.
         seed: The run's seed.
+        label: (N,) class codes of all rows of the manifest; given, an episode draws the classes of
+            its plate evenly, and images within a class with replacement.
     """
 
     def __init__(
@@ -84,6 +99,7 @@ class Episodes(Sampler):
         seed: int,
         ratio: Literal["fixed", "random"] = "fixed",
         missing_controls: Literal["error", "fall_back_to_arm_bn"] = "error",
+        label: np.ndarray | None = None,
     ) -> None:
         self._contexts = sorted(name for name, rows in perturbed.items() if len(rows))
         if not self._contexts:
@@ -110,6 +126,11 @@ class Episodes(Sampler):
         self._controls = {
             name: np.asarray(controls.get(name, ()), np.int64) for name in self._contexts
         }
+        self._classes = (
+            None
+            if label is None
+            else {name: by_class(rows, label) for name, rows in self._perturbed.items()}
+        )
         self._num_perturbed, self._num_controls = num_perturbed, num_controls
         self._ratio, self._seed = ratio, seed
         total = sum(map(len, self._perturbed.values()))
@@ -123,7 +144,10 @@ class Episodes(Sampler):
         if self._ratio == "random":
             num_perturbed = int(rng.integers(min(2, num_perturbed), num_perturbed + 1))
             num_controls = int(rng.integers(min(8, num_controls), num_controls + 1))
-        chosen = [draw(rng, self._perturbed[name], num_perturbed)]
+        if self._classes is None:
+            chosen = [draw(rng, self._perturbed[name], num_perturbed)]
+        else:
+            chosen = [draw_balanced(rng, self._classes[name], num_perturbed)]
         if num_controls and len(self._controls[name]):
             chosen.append(draw(rng, self._controls[name], num_controls))
         return np.concatenate(chosen)
@@ -132,6 +156,17 @@ class Episodes(Sampler):
 def draw(rng: np.random.Generator, rows: Rows, num: int) -> Rows:
     """`num` rows, without replacement where there are more than that, else with."""
     return rng.choice(rows, size=num, replace=len(rows) <= num)
+
+
+def by_class(rows: Rows, label: np.ndarray) -> list[Rows]:
+    """The rows of each class that is there."""
+    return [rows[label[rows] == code] for code in np.unique(label[rows])]
+
+
+def draw_balanced(rng: np.random.Generator, classes: list[Rows], num: int) -> Rows:
+    """`num` rows: a class drawn evenly, then a row of it."""
+    chosen = rng.integers(len(classes), size=num)
+    return np.array([classes[code][rng.integers(len(classes[code]))] for code in chosen])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -253,9 +253,7 @@ def _refuse_leaks(coded: Units, split: Split) -> None:
                 )
 
 
-def contexts_for(
-    coded: Units, rows: np.ndarray, regime: Regime, *, seed: int
-) -> list[ContextRows]:
+def contexts_for(coded: Units, rows: np.ndarray, regime: Regime, *, seed: int) -> list[ContextRows]:
     """The contexts in which scored rows are adapted to and predicted, under a regime.
 
     Args:

@@ -108,8 +108,8 @@ def calibrate(
         By layer: `cT_m, cT_v, pT_m, pT_v, cP_m, cP_v` (c,), offsets of mean and log-variance from
         controls (c) or perturbed (p) to target (T) or perturbed (P), and `tau_*`, their variances
         between plates; `noise_c, noise_p, class` and `noise_p_mean, class_mean`, the variance of
-        one image's contribution within controls, within and between classes. Empty where no training plate has eight controls, or where the
-        network has no BatchNorm.
+        one image's contribution within controls, within and between classes. Empty where no
+        training plate has eight controls, or where the network has no BatchNorm.
     """
     if not batch_norms(method.predictor):
         return {}
@@ -164,9 +164,8 @@ def _of_plate(
     within_m, between_m, within_v, between_v = _by_class(
         mean_nc[:num], var_nc[:num], perturbed, label, unit
     )
-    control_m, _, control_v, _ = _by_class(
-        mean_nc[num:], var_nc[num:], controls, torch.zeros_like(label[:1]).expand(len(mean_nc) - num), unit
-    )
+    one_class = torch.zeros(len(mean_nc) - num, dtype=torch.long, device=mean_nc.device)
+    control_m, _, control_v, _ = _by_class(mean_nc[num:], var_nc[num:], controls, one_class, unit)
     quantities |= {
         "noise_c": control_m + control_v,
         "noise_p": within_m + within_v,
@@ -194,9 +193,7 @@ def _by_class(
         classes = [value[label == code] for code in label.unique()]
         weight = [len(part) / len(value) for part in classes]
         overall = value.mean(0)
-        within = sum(
-            w * part.var(0, correction=0) for w, part in zip(weight, classes, strict=True)
-        )
+        within = sum(w * part.var(0, correction=0) for w, part in zip(weight, classes, strict=True))
         between = sum(
             w * (part.mean(0) - overall).square() for w, part in zip(weight, classes, strict=True)
         )

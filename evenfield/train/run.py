@@ -60,17 +60,16 @@ def prepare_run(screen: Screen, config: RunConfig, roles: Roles) -> Setup:
             f"have {side}",
             fix="use a larger crop or larger images",
         )
-    return Setup(
-        screen=screen, coded=coded, split=split, reader=reader, method=method.to(device)
-    )
+    return Setup(screen=screen, coded=coded, split=split, reader=reader, method=method.to(device))
 
 
 def sampler_for(setup: Setup, config: RunConfig) -> Sampler:
     """Episodes of one plate where the method asks for them, else all plates shuffled."""
     train = config.train
     rows = setup.split.train
+    label = setup.coded.label if train.balance == "class" else None
     if not setup.method.needs.one_context:
-        return Shuffled(rows, size=train.num_perturbed, seed=train.seed)
+        return Shuffled(rows, size=train.num_perturbed, seed=train.seed, label=label)
     perturbed = setup.coded.by_context(rows)
     return Episodes(
         perturbed,
@@ -79,6 +78,7 @@ def sampler_for(setup: Setup, config: RunConfig) -> Sampler:
         num_controls=train.num_controls if setup.method.needs.controls else 0,
         seed=train.seed,
         ratio=train.ratio,
+        label=label,
     )
 
 
@@ -233,7 +233,7 @@ def write_json(path: Path, value: Any) -> None:
         ) from error
 
 
-class _history:  # noqa: N801 - reads as a function
+class _history:
     """Appends validation points to `history.jsonl`; points beyond a resumed step are dropped."""
 
     def __init__(self, out: Path, step: int) -> None:

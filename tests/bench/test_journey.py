@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from evenfield import api, records
-from evenfield.bench.grid import AdapterChoice, Arm, GridConfig, run_grid
 from evenfield.bench.evaluate import predict_contexts
+from evenfield.bench.grid import AdapterChoice, Arm, GridConfig, run_grid
 from evenfield.cli import run
 from evenfield.config import Regime, SplitConfig, TrainConfig
 from evenfield.data.store import Screen, ScreenWriter
@@ -116,7 +116,9 @@ def test_test_batches_do_not_touch_the_training(tiny, tmp_path):
 
 def test_other_channels_are_refused(tiny, trained, tmp_path):
     other = copy_screen(tiny, tmp_path / "other", channels=("a", "b", "c", "d", "e"))
-    with pytest.raises(InputError, match="has the channels a, b, c, d, e; the model was trained on"):
+    with pytest.raises(
+        InputError, match="has the channels a, b, c, d, e; the model was trained on"
+    ):
         api.predict(trained, other.folder, tmp_path / "p.parquet")
 
 
@@ -149,7 +151,10 @@ def small_grid(**settings):
             label=name,
             method=name,
             train=TRAIN,
-            adapters=(AdapterChoice(name="source", pictures=name == "erm"), AdapterChoice(name="union")),
+            adapters=(
+                AdapterChoice(name="source", pictures=name == "erm"),
+                AdapterChoice(name="union"),
+            ),
         )
         for name in ("erm", "cs-arm-bn")
     )
@@ -211,7 +216,14 @@ def test_grid_to_report(tiny, tmp_path):
     assert ("new-batch", "cs-arm-bn", "union", 0.1) in seen
     assert ("in-domain", "erm", "source", None) in seen
     kinds = {r.metric for r in records.read(out) if r.kind == "artifact"}
-    assert {"screen", "findings", "predictions", "embedding", "control-drift", "example-fields"} <= kinds
+    assert {
+        "screen",
+        "findings",
+        "predictions",
+        "embedding",
+        "control-drift",
+        "example-fields",
+    } <= kinds
     shutil.rmtree(out / "artifacts")
     with pytest.raises(InputError):
         api.report(out)
@@ -270,7 +282,9 @@ def test_adapters_that_see_no_perturbed_image_are_fitted_once(tiny, trained):
         (["audit", "nowhere"], "nowhere"),
     ],
 )
-def test_errors_say_what_to_do_and_exit_with_two(line, message, tiny, tmp_path, monkeypatch, capsys):
+def test_errors_say_what_to_do_and_exit_with_two(
+    line, message, tiny, tmp_path, monkeypatch, capsys
+):
     monkeypatch.chdir(tmp_path)
     assert run([str(tiny.folder) if word == "SCREEN" else word for word in line]) == 2
     error = capsys.readouterr().err

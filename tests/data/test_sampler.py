@@ -109,9 +109,7 @@ def test_shuffled_without_rows():
 def test_label_shift_never_shrinks_and_says_how_short_it_was(alpha, num_images, per_class, seed):
     label = np.repeat(np.arange(4), per_class)
     rows = np.arange(len(label)) + 100
-    contexts = label_shift_contexts(
-        "p", rows, label, alpha=alpha, num_images=num_images, seed=seed
-    )
+    contexts = label_shift_contexts("p", rows, label, alpha=alpha, num_images=num_images, seed=seed)
     assert contexts
     for item in contexts:
         assert len(item.perturbed) == num_images
@@ -145,3 +143,16 @@ def test_few_is_seeded_and_never_more_than_there_are():
     assert len(few(rows, 99, 0, "a")) == 30
     assert len(few(rows, None, 0, "a")) == 30
     assert not np.array_equal(few(rows, 8, 0, "a"), few(rows, 8, 0, "b"))
+
+
+def test_balance_draws_classes_evenly():
+    label = np.r_[np.zeros(190, int), np.ones(10, int)]
+    flat = Shuffled(np.arange(200), size=50, seed=0, label=label)
+    share = np.mean([label[flat.rows(step)].mean() for step in range(40)])
+    assert 0.45 < share < 0.55
+    plate = Episodes(
+        {"p": np.arange(200)}, {}, num_perturbed=50, num_controls=0, seed=0, label=label
+    )
+    share = np.mean([label[plate.rows(step)].mean() for step in range(40)])
+    assert 0.45 < share < 0.55
+    np.testing.assert_array_equal(flat.rows(3), flat.rows(3))

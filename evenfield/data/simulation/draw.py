@@ -141,15 +141,17 @@ def _cell(
     dna = nucleus * (0.7 + 0.3 * (1 - n2).clamp(min=0)) * (1 + trait["chromatin"] * grain)
     dna = dna * (1 + 0.6 * trait["fragments"])
 
-    holes_at = torch.sin(wave(tilt + 0.7, 11.0 * um, detail[:, 4])) * torch.sin(
-        wave(tilt + 2.2, 11.0 * um, detail[:, 5])
+    # Slow waves bend the fast ones: no lattices in cells.
+    bend = torch.sin(wave(tilt + 1.1, 15.0 * um, detail[:, 6]))
+    turn = torch.sin(wave(tilt + 2.9, 20.0 * um, detail[:, 14]))
+    holes_at = torch.sin(wave(tilt + 0.7, 11.0 * um, detail[:, 4]) + bend) * torch.sin(
+        wave(tilt + 2.2, 11.0 * um, detail[:, 5]) + turn
     )
     holes = 1 - trait["vacuoles"] * (2.5 * holes_at - 0.3).clamp(0, 1) * outside
 
     period = trait["er_period_um"] * um
-    bend = torch.sin(wave(tilt + 1.1, 1.3 * period, detail[:, 6]))
     mesh = torch.sin(wave(tilt, period, detail[:, 7]) + bend) * torch.sin(
-        wave(tilt + 1.7, period, detail[:, 8])
+        wave(tilt + 1.7, period, detail[:, 8]) + turn
     )
     er = (0.9 * (1 - trait["er_ring"]) + 1.5 * trait["er_ring"] * ring) * body * holes
     er = er * (1 - 0.7 * nucleus) * (1 + trait["er_texture"] * (4 * mesh.clamp(min=0) - 0.8))
@@ -164,8 +166,8 @@ def _cell(
     reach = 0.12 * radius + 1.05 * n_radius
     gy, gx = dy - torch.sin(to_golgi) * reach, dx - torch.cos(to_golgi) * reach
     blob = (1 - (gy * gy + gx * gx) / (0.3 * radius + 0.5) ** 2).clamp(min=0)
-    dots = torch.sin(wave(tilt + 0.3, 11.0 * um, detail[:, 11])) * torch.sin(
-        wave(tilt + 1.9, 11.0 * um, detail[:, 12])
+    dots = torch.sin(wave(tilt + 0.3, 11.0 * um, detail[:, 11]) + turn) * torch.sin(
+        wave(tilt + 1.9, 11.0 * um, detail[:, 12]) + bend
     )
     agp = 0.35 * body * holes * (1 + trait["fibres"] * fibre) * (1 - 0.4 * nucleus)
     agp = (
@@ -176,11 +178,10 @@ def _cell(
     )
 
     period = trait["mito_period_um"] * um
-    thread = wave(tilt + 2.6, period, detail[:, 13])
-    turn = torch.sin(wave(tilt + 1.0, 1.9 * period, detail[:, 14]))
-    across = torch.sin(wave(tilt + 1.05, period, detail[:, 15]))
-    threads = 0.5 + 0.5 * torch.sin(thread + 1.5 * turn)
-    points = 2.2 * (torch.sin(thread) * across).clamp(min=0)
+    thread = torch.sin(wave(tilt + 2.6, period, detail[:, 13]) + 1.4 * turn)
+    across = torch.sin(wave(tilt + 1.05, period, detail[:, 15]) + bend)
+    threads = 0.5 + 0.5 * thread
+    points = 2.2 * (thread * across).clamp(min=0)
     network = trait["mito_network"]
     mito = network * threads + (1 - network) * points
     mito = 0.4 * (1 - trait["mito_contrast"]) + 1.1 * trait["mito_contrast"] * mito
