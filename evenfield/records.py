@@ -73,8 +73,10 @@ class Record:
     extra: dict[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> str:
-        """One line, keys sorted, NaN refused (a number that is not one is a null)."""
-        return json.dumps(asdict(self), sort_keys=True, allow_nan=False, separators=(",", ":"))
+        """One line, keys sorted, without what has its default; NaN is refused."""
+        plain = asdict(type(self)(kind="", metric=""))
+        told = {key: value for key, value in asdict(self).items() if value != plain[key]}
+        return json.dumps(told, sort_keys=True, allow_nan=False, separators=(",", ":"))
 
     def identity(self) -> tuple[str, ...]:
         """What two records of one measurement share."""
