@@ -63,7 +63,7 @@ def _files(package: str) -> list[str]:
     return sorted(stem.replace("_", "-") for stem in stems)
 
 
-def _demo(out: Path = Path("demo"), *, short: bool = False, quiet: Quiet = False) -> int:
+def _demo(out: Out = Path("demo"), *, short: bool = False, quiet: Quiet = False) -> int:
     """Train ERM and CS-ARM-BN on simulated batches, adapt to unseen ones, judge, report.
 
     Args:

@@ -62,11 +62,17 @@ def pictured(choices: tuple[AdapterChoice, ...], *names: str) -> tuple[AdapterCh
 
 
 def demo() -> GridConfig:
-    """`make demo`: ERM against CS-ARM-BN on three unseen batches of the simulated demo screen."""
+    """`make demo`: ERM against CS-ARM-BN on three unseen batches of the simulated demo screen.
+
+    Half of an episode are controls; ERM, which has none, gets twice the epochs: as many images go
+    through both networks.
+    """
     family = arms(epochs=16, num_perturbed=32, num_controls=32, accumulate=2, view=View())
+    erm = family["erm"]
+    longer = replace(erm.train, epochs=32, patience=32)
     return GridConfig(
         arms=(
-            replace(family["erm"], adapters=pictured(STATISTICS, "source")),
+            replace(erm, train=longer, adapters=pictured(STATISTICS, "source")),
             replace(family["cs-arm-bn"], adapters=pictured(STATISTICS, "union")),
         ),
         folds=(("b07", "b08", "b09"),),

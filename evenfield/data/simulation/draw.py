@@ -15,7 +15,7 @@ from evenfield.data.simulation.phenotypes import PHENOTYPE
 
 _HIDDEN = 0.6  # how much of its light a pixel loses to each further cell that covers it
 _UNIT = 1 << 18  # light is summed as integers: any order of the sum gives the same bits
-_WINDOW_PIXELS = 1 << 15  # pixels of all windows that are drawn in one go
+_WINDOW_PIXELS = 1 << 15  # of all windows drawn in one go: torch splits longer loops over threads
 
 
 def draw(cells: Cells, size: int) -> Float[Tensor, "n 5 h w"]:
