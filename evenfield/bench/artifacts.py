@@ -80,7 +80,7 @@ class Artifacts:
             cell="screen",
             extra={"command": self._command} if self._command else {},
         )
-        simulated = "simulation" in screen.info.get("provenance", {})
+        simulated = screen.info.get("provenance", {}).get("source") == "simulated"
         about = {
             "name": screen.folder.name,
             "num_images": screen.num_images,

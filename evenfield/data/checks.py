@@ -14,6 +14,11 @@ from evenfield.data.roles import KEY, Finding, Roles, some
 FEW_CONTROLS = 8
 """Below this many control images the statistics of a plate's controls are mostly noise."""
 
+CONFOUNDED = 0.3
+"""From this Cramer's V on, label and domain count as confounded."""
+
+WELL_KEY = ["Metadata_Source", "Metadata_Plate", "Metadata_Well"]
+
 
 def check_manifest(manifest: pd.DataFrame, roles: Roles) -> list[Finding]:
     """All checks at the door, errors first. The table is one that `prepare_manifest` made."""
@@ -257,3 +262,36 @@ def _labels(manifest: pd.DataFrame, roles: Roles) -> Iterator[Finding]:
             fix="drop these labels when batches are left out, or repeat them in another batch",
             units=tuple(single),
         )
+    wells = manifest[known].drop_duplicates(WELL_KEY).index
+    strength = cramers_v(label[wells], domains[wells])
+    if strength >= CONFOUNDED:
+        yield Finding(
+            severity="warning",
+            check="label-confounded-with-domain",
+            message=f"the {roles.domain} tells much about the label of a well: bias-corrected "
+            f"Cramer's V is {strength:.2f} (0 = independent, 1 = one decides the other)",
+            rows=_rows(known),
+            breaks="a model can score by recognising the batch; a correction of the batch takes "
+            "part of the label with it",
+            fix="judge on left-out batches only, and spread treatments over batches next time",
+            units=tuple(sorted(domains[known].unique())),
+        )
+
+
+def cramers_v(a: pd.Series, b: pd.Series) -> float:
+    """Association of two columns, 0 to 1, corrected for the bias of few rows (Bergsma 2013).
+
+    >>> cramers_v(pd.Series([*"aabb"] * 50), pd.Series([*"xxyy"] * 50)) > 0.99
+    True
+    >>> cramers_v(pd.Series([*"aabb"] * 50), pd.Series([*"xyxy"] * 50))
+    0.0
+    """
+    counts = pd.crosstab(a, b).to_numpy(np.float64)
+    total = counts.sum()
+    expected = counts.sum(1, keepdims=True) * counts.sum(0, keepdims=True) / total
+    phi2 = float(((counts - expected) ** 2 / expected).sum() / total)
+    rows, columns = counts.shape
+    corrected = max(0.0, phi2 - (rows - 1) * (columns - 1) / (total - 1))
+    rows_c = rows - (rows - 1) ** 2 / (total - 1)
+    columns_c = columns - (columns - 1) ** 2 / (total - 1)
+    return float(np.sqrt(corrected / max(min(rows_c - 1, columns_c - 1), 1e-12)))

@@ -224,6 +224,8 @@ def test_grid_to_report(tiny, tmp_path):
         "control-drift",
         "example-fields",
     } <= kinds
+    about = next(r for r in records.read(out) if r.metric == "screen")
+    assert json.loads((out / about.path).read_text())["simulated"] is True
     shutil.rmtree(out / "artifacts")
     with pytest.raises(InputError):
         api.report(out)

@@ -187,6 +187,23 @@ def test_missing_wells_and_lonely_labels():
     assert warned["label-in-one-domain"].units == ("m3",)
 
 
+def test_labels_that_go_with_batches_are_confounded():
+    table = pd.DataFrame(
+        {
+            "Metadata_Batch": np.repeat(["B1", "B2"], 40),
+            "Metadata_Plate": np.repeat(["P1", "P2"], 40),
+            "Metadata_Well": [f"{'ABCD'[i % 4]}{i % 40 // 4 + 1:02d}" for i in range(80)],
+            "Metadata_Label": ["m1", "m2"] * 40,
+            "Metadata_ControlType": "trt",
+        }
+    )
+    assert "label-confounded-with-domain" not in checks(prepare_manifest(table), "warning")
+    table.loc[:33, "Metadata_Label"] = "m1"
+    table.loc[46:, "Metadata_Label"] = "m2"
+    found = checks(prepare_manifest(table), "warning")["label-confounded-with-domain"]
+    assert found.units == ("B1", "B2")
+
+
 def test_one_class_and_a_plate_in_two_batches():
     manifest = plates()
     manifest["Metadata_Label"] = manifest.Metadata_Label.replace({"m3": "m1"})
