@@ -117,7 +117,7 @@ def fairness() -> GridConfig:
 
     {ERM-trained, meta-trained} x {source, perturbed, union, controls at test}, with all plates'
     images, with 64 images and 128 controls (balanced and at alpha = 0.01), and with one image and
-    all controls of its plate (100 images a plate). The runs of `regimes` are used again where
+    all controls of its plate (50 images a plate). The runs of `regimes` are used again where
     both grids share a folder.
     """
     family = grid_arms()
@@ -134,7 +134,7 @@ def fairness() -> GridConfig:
             Regime(),
             Regime(num_images=64, num_controls=128),
             Regime(alpha=0.01, num_images=64, num_controls=128),
-            Regime(num_images=1, num_contexts=100),
+            Regime(num_images=1, num_contexts=50),
         ),
         description="What is due to having controls, and what to training with them?",
     )
