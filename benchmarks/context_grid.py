@@ -36,6 +36,8 @@ def main(folder: Path) -> None:
           " context - best | 95 % interval |")  # fmt: skip
     print("| --- " * 11 + "|")
     for point in sorted(cells, key=lambda p: (p[0], -p[1], -p[2], -(p[3] or 9))):
+        if set(cells[point]) != {*PLAIN, "context"}:
+            continue  # a grid that is still at work
         method, images, controls, alpha = point
         mean = {name: np.mean(list(cells[point][name].values())) for name in (*PLAIN, "context")}
         rivals = PLAIN if controls else ("source",)
