@@ -150,7 +150,10 @@ def simulate(
     manifest, plate_effects = layout(config), effects(config)
     on_gpu = torch.device(device).type != "cpu"
     if num_workers is None:
-        num_workers = 1 if on_gpu else len(os.sched_getaffinity(0))
+        usable = (
+            len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        )
+        num_workers = 1 if on_gpu else usable or 1
     step = max(1, PIXELS_AT_ONCE // config.size**2) * (16 if on_gpu else 1)
     with ScreenWriter(
         folder,
