@@ -118,8 +118,8 @@ class OpticsConfig:
     blur_um: float = 1.2
     vignetting: float = 0.10
     bleed_through: float = 0.04
-    photons: float = 3000.0
-    read_noise: float = 0.004
+    photons: float = 1500.0
+    read_noise: float = 0.006
     bit_depths: tuple[int, ...] = (12,)
 
 
@@ -160,7 +160,7 @@ class EffectConfig:
         channel_correlation: Correlation between channels of the effects that are per channel.
     """
 
-    gain: Levels = Levels(source=0.30, batch=0.60, plate=0.06)
+    gain: Levels = Levels(source=0.30, batch=0.65, plate=0.06)
     background: Levels = Levels(source=0.30, batch=0.40, plate=0.10)
     gamma: Levels = Levels(source=0.08, batch=0.16, plate=0.02)
     blur: Levels = Levels(source=0.15, batch=0.16, plate=0.04)
