@@ -31,18 +31,22 @@ def main(folder: Path) -> None:
         point = (record.method, record.num_images, record.num_controls, record.alpha)
         cells[point].setdefault(record.adapter, {})[record.unit, record.seed] = record.value
         counted[point, record.adapter, record.seed] += record.num
-    missed = []
+    missed, total = [], 0
     print("| model | images | controls | alpha | source | batch | controls | union | context |"
-          " context - best | 95 % interval |")  # fmt: skip
-    print("| --- " * 11 + "|")
+          " context - best | 95 % interval | seeds |")  # fmt: skip
+    print("| --- " * 12 + "|")
     for point in sorted(cells, key=lambda p: (p[0], -p[1], -p[2], -(p[3] or 9))):
         if set(cells[point]) != {*PLAIN, "context"}:
             continue  # a grid that is still at work
+        total += 1
         method, images, controls, alpha = point
+        keys = sorted(set.intersection(*(set(values) for values in cells[point].values())))
+        cells[point] = {
+            name: {key: values[key] for key in keys} for name, values in cells[point].items()
+        }
         mean = {name: np.mean(list(cells[point][name].values())) for name in (*PLAIN, "context")}
         rivals = PLAIN if controls else ("source",)
         best = max(rivals, key=lambda name: mean[name])
-        keys = sorted(cells[point]["context"])
         ours, theirs = ([cells[point][name][key] for key in keys] for name in ("context", best))
         gap = paired_interval(ours, theirs, [unit for unit, _ in keys], [seed for _, seed in keys])
         numbers = " | ".join(f"{100 * mean[name]:.1f}" for name in (*PLAIN, "context"))
@@ -53,13 +57,13 @@ def main(folder: Path) -> None:
             word = "(one image)"
         difference = 100 * (mean["context"] - mean[best])
         print(f"| {method} | {images} | {controls} | {word} | {numbers} | {difference:+.1f}"
-              f" ({best}) | {span} |")  # fmt: skip
+              f" ({best}) | {span} | {len({seed for _, seed in keys})} |")  # fmt: skip
         if difference < -2:
             missed.append((point, difference))
         scored = {n for (p, name, _), n in counted.items() if p == point and name == "context"}
         if min(scored) < 2000:
             print(f"  only {min(scored)} images scored")
-    print(f"\n{len(cells)} points; more than 2 points below the yardstick: {len(missed)}")
+    print(f"\n{total} points; more than 2 points below the yardstick: {len(missed)}")
     for point, difference in missed:
         print(f"  {point}: {difference:+.1f}")
 
