@@ -5,7 +5,6 @@ Nothing heavy is imported before a verb is called, so that imports and `--help` 
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -457,5 +456,4 @@ def rows_as_json(rows: Sequence[Row]) -> str:
     """Rows as a JSON list."""
     from evenfield.report.tables import as_json
 
-    text = as_json(rows)
-    return text if isinstance(text, str) else json.dumps(text)
+    return as_json(rows)

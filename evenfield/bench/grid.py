@@ -13,7 +13,7 @@ import torch
 
 from evenfield import __version__
 from evenfield.bench.artifacts import Artifacts
-from evenfield.bench.evaluate import Predictions, judge, make_adapter, predict_contexts
+from evenfield.bench.evaluate import judge, make_adapter, predict_contexts
 from evenfield.config import Regime, RunConfig, SplitConfig, TrainConfig, View, to_dict
 from evenfield.data.dataset import Reader
 from evenfield.data.manifest import Roles
@@ -319,6 +319,3 @@ def _finished_cells(out: Path, screen: Screen) -> set[str]:
 
 def _holdout_names(coded: Units) -> list[str]:
     return sorted(set(coded.holdout[np.flatnonzero(coded.label >= 0)]))
-
-
-__all__ = ["AdapterChoice", "Arm", "GridConfig", "Note", "Predictions", "run_grid"]
