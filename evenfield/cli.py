@@ -9,7 +9,7 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields, make_dataclass
+from dataclasses import field, fields, make_dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -318,14 +318,20 @@ def _show_rows(rows: Any) -> None:
     OUT.print(as_text(rows))
 
 
+def _without_entry(arguments: list[str], verb: str, rest: str, says: str, package: str) -> int:
+    """Help of a verb whose settings depend on an entry of a registry that was not named."""
+    OUT.print(f"usage: evenfield {verb} {rest} \\[settings]\n")
+    OUT.print(f"{says}\n")
+    OUT.print(f"{verb.split()[1]} is one of: {', '.join(_files(package))}")
+    OUT.print(f"`evenfield {verb} --help` lists all settings.")
+    return 0 if set(arguments) & {"-h", "--help"} else 2
+
+
 def _train(arguments: list[str]) -> int:
     """`train METHOD SCREEN OUT`, with the method's own settings as `--options.*`."""
     if not arguments or arguments[0].startswith("-"):
-        OUT.print("usage: evenfield train METHOD SCREEN OUT \\[settings]\n")
-        OUT.print("Train a model on a screen, or go on where a killed run stopped.\n")
-        OUT.print(f"METHOD is one of: {', '.join(_files('methods'))}")
-        OUT.print("`evenfield train METHOD --help` lists all settings.")
-        return 0 if set(arguments) & {"-h", "--help"} else 2
+        says = "Train a model on a screen, or go on where a killed run stopped."
+        return _without_entry(arguments, "train METHOD", "SCREEN OUT", says, "methods")
     from evenfield.methods import METHODS
 
     method = arguments[0]
@@ -374,11 +380,8 @@ def _train(arguments: list[str]) -> int:
 def _ingest(arguments: list[str]) -> int:
     """`ingest READER OUT`, with the reader's own settings as `--options.*`."""
     if not arguments or arguments[0].startswith("-"):
-        OUT.print("usage: evenfield ingest READER OUT \\[settings]\n")
-        OUT.print("Read plates into a screen: once, in parallel, resumable, all or nothing.\n")
-        OUT.print(f"READER is one of: {', '.join(_files('data/sources'))}")
-        OUT.print("`evenfield ingest READER --help` lists all settings.")
-        return 0 if set(arguments) & {"-h", "--help"} else 2
+        says = "Read plates into a screen: once, in parallel, resumable, all or nothing."
+        return _without_entry(arguments, "ingest READER", "OUT", says, "data/sources")
     from evenfield.data.sources import SOURCES
 
     reader = arguments[0]
@@ -428,25 +431,15 @@ SIMPLE: dict[str, Callable[..., int]] = {
 }
 
 
-@dataclass(frozen=True)
-class _Lists:
-    """Words in help texts that stand for the entries of a registry."""
-
-    words: tuple[tuple[str, str], ...] = (
-        ("ADAPTERS", "adapt"),
-        ("METHODS", "methods"),
-    )
-
-    def fill(self, text: str) -> str:
-        for word, package in self.words:
-            if word in text:
-                text = text.replace(word, "one of " + ", ".join(_files(package)))
-        return text.replace("PRESETS", "one of " + ", ".join(PRESET_NAMES))
-
-
 PRESET_NAMES = (
     "demo", "regimes", "fairness", "siblings", "bbbc021-mechanisms", "bbbc021-taxol",
 )  # fmt: skip
+
+
+def _with_names(text: str) -> str:
+    """A help text with the entries of the registries in place of their capital names."""
+    text = text.replace("ADAPTERS", "one of " + ", ".join(_files("adapt")))
+    return text.replace("PRESETS", "one of " + ", ".join(PRESET_NAMES))
 
 
 def _command() -> str:
@@ -489,7 +482,7 @@ def run(arguments: list[str]) -> int:
             if verb == "ingest":
                 return _ingest(rest)
             call = SIMPLE[verb]
-            call.__doc__ = _Lists().fill(call.__doc__ or "")
+            call.__doc__ = _with_names(call.__doc__ or "")
             return tyro.cli(call, prog=f"evenfield {verb}", args=rest, config=SHORT_FLAGS)
     except EvenfieldError as error:
         ERR.print(f"[red]error[/red] {escape(str(error))}")

@@ -23,7 +23,7 @@ from evenfield.data.split import Split, Units
 from evenfield.data.store import Screen
 from evenfield.data.transforms import read
 from evenfield.errors import StorageError
-from evenfield.records import Record, digest, file_sha256
+from evenfield.records import Record, append, digest, file_sha256
 from evenfield.seeds import derive, numpy_generator
 from evenfield.train.calibrate import mean_features, shift_score
 from evenfield.train.checkpoint import Model
@@ -69,8 +69,6 @@ class Artifacts:
 
     def screen_and_findings(self, coded: Units, roles: Roles) -> None:
         """What was judged, and what the door found (rewritten by every run; counted once)."""
-        from evenfield.records import append
-
         screen = self._screen
         manifest = screen.manifest
         base = Record(
