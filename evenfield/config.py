@@ -26,19 +26,26 @@ class View:
     Attributes:
         normalise: Whose intensity statistics centre and scale the pixels: of each `image`, of its
             `plate`, of its plate's `controls`, or of the training `dataset` (one mean and standard
-            deviation a channel, from training images of perturbed wells).
+            deviation a channel, from training images of perturbed wells); or `unit`: none, only
+            the range of the pixel type is mapped to 0 to 1 (what `contrimix` works on).
         crop: Side of the crop in pixels (random in training, central otherwise); none = whole.
         flips: Random mirroring in training.
         rotations: Random right-angle rotations in training.
         jitter: Standard deviation of the random log-gain and offset of each image and channel in
             training (in units of the normalised image); 0 = off.
+        colour: Strength of the colour jitter in training, on pixels in 0 to 1: brightness and
+            contrast of each channel (and saturation of 3 channels) times 1 - s to 1 + s; 0 = off.
+        hed: Standard deviation of the stain jitter in training, in the space of hematoxylin, eosin
+            and DAB (red, green and blue channels only); 0 = off.
     """
 
-    normalise: Literal["image", "plate", "controls", "dataset"] = "dataset"
+    normalise: Literal["image", "plate", "controls", "dataset", "unit"] = "dataset"
     crop: int | None = None
     flips: bool = True
     rotations: bool = True
     jitter: float = 0.0
+    colour: float = 0.0
+    hed: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,8 +54,11 @@ class SplitConfig:
 
     Attributes:
         test: Names of the held-out units; empty = every unit trains.
-        select_on: Whose validation loss selects the model: `wells` held out of the training
-            plates, or whole `units` (domains) held out of the training (as the paper does).
+        column: A column of the manifest that says who trains and who is judged (`train`, `val`,
+            `test`, `id_val`, `id_test`), as public benchmarks do; none = by the settings below.
+        select_on: Whose validation selects the model: `wells` held out of the training plates,
+            whole `units` (domains) held out of the training, or the `oracle`: the test images
+            themselves, which is no honest number and is marked as such everywhere.
         validation: Names of the domains that select; empty = one drawn by the seed.
         wells: Share of the wells of each training plate that is kept for the in-domain test.
         exclude: Labels that are left out altogether (e.g. those that live in one unit).
@@ -56,7 +66,8 @@ class SplitConfig:
     """
 
     test: tuple[str, ...] = ()
-    select_on: Literal["wells", "units"] = "units"
+    column: str | None = None
+    select_on: Literal["wells", "units", "oracle"] = "units"
     validation: tuple[str, ...] = ()
     wells: float = 0.15
     exclude: tuple[str, ...] = ()
@@ -68,19 +79,37 @@ class TrainConfig:
     """How a method is trained.
 
     Attributes:
-        backbone: `cnn-small`, `resnet18`, `resnet50` or `resnet50-avgpool`.
+        backbone: `cnn-small`, `resnet18`, `resnet50` or another name of `nn.backbones.BACKBONES`.
         weights: A local file of torchvision weights for the backbone; none = from scratch.
+        sampler: What makes a batch: `shuffled` images of all plates; `episodes` of one context;
+            `domains`: equally many images of each of `num_domains` domains; `chunks` of `chunk`
+            images of one domain each; `auto` = what the method needs.
         num_perturbed: Labelled images in a pass: of one plate for episodes, of all for `erm`.
         num_controls: Negative controls of the same plate in an episode.
-        accumulate: Passes for one step of the optimiser (8 plates in the paper).
+        missing_controls: What episodes do with a plate without controls: stop with an `error`, or
+            train `without`, as ARM-BN does.
+        num_domains: Domains in a batch of the sampler `domains`.
+        distinct_domains: Whether these are different domains.
+        chunk: Images of one domain that stand together in a batch of the sampler `chunks`.
+        pure: A column of which all images of a batch share one value, e.g. Metadata_CellType.
+        accumulate: Passes for one step of the optimiser (8 plates in CS-ARM-BN).
         balance: Draw every class equally often (small classes again and again), as `class`; or
             every labelled image, as `none`.
         ratio: `fixed` episodes, or a `random` number of images and controls in each.
         epochs: At most so many passes over the number of training images.
-        patience: Stop after so many epochs without a better validation loss.
-        lr: Learning rate of Adam.
-        weight_decay: Decoupled weight decay; 0 = plain Adam, as in the paper.
-        schedule: Learning rate over the run.
+        patience: Stop after so many epochs without a better validation.
+        select_by: What the validation compares: its `loss`, its `accuracy`, or the accuracy of its
+            `worst-domain`.
+        optimiser: `adam` (weight decay adds to the gradient), `adamw` (decoupled), or `sgd`.
+        lr: Learning rate.
+        weight_decay: Weight decay.
+        momentum: Of `sgd`.
+        schedule: Learning rate over the run, after the warm-up.
+        warmup: Share of the run over which the learning rate rises linearly from 0.
+        clip: Largest norm of the gradient; none = as it is.
+        average: `swad` averages the weights densely over the valley of the validation loss.
+        meta_lr: Fish: every step follows one Adam step for each domain of the batch and moves by
+            this share towards where they lead; none = plain steps.
         precision: `auto` takes bfloat16 where the processor computes in it, else float32.
         device: `auto` takes the GPU where there is one.
         checkpoint_seconds: Write `last.pt` at least so often; a kill loses no more than this.
@@ -89,16 +118,29 @@ class TrainConfig:
 
     backbone: str = "cnn-small"
     weights: Path | None = None
+    sampler: Literal["auto", "shuffled", "episodes", "domains", "chunks"] = "auto"
     num_perturbed: int = 64
     num_controls: int = 128
+    missing_controls: Literal["error", "without"] = "error"
+    num_domains: int = 4
+    distinct_domains: bool = True
+    chunk: int = 4
+    pure: str | None = None
     accumulate: int = 8
     balance: Literal["none", "class"] = "none"
     ratio: Literal["fixed", "random"] = "fixed"
     epochs: int = 200
     patience: int = 20
+    select_by: Literal["loss", "accuracy", "worst-domain"] = "loss"
+    optimiser: Literal["adam", "adamw", "sgd"] = "adam"
     lr: float = 1e-3
     weight_decay: float = 0.0
-    schedule: Literal["constant", "cosine"] = "constant"
+    momentum: float = 0.9
+    schedule: Literal["constant", "cosine", "linear"] = "constant"
+    warmup: float = 0.0
+    clip: float | None = None
+    average: Literal["none", "swad"] = "none"
+    meta_lr: float | None = None
     precision: Literal["auto", "float32", "bf16"] = "auto"
     device: str = "auto"
     checkpoint_seconds: float = 60.0

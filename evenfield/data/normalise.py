@@ -15,7 +15,7 @@ from evenfield.errors import EvenfieldWarning, InputError
 if TYPE_CHECKING:
     from evenfield.data.store import Screen
 
-Normalisation = Literal["image", "plate", "controls", "dataset"]
+Normalisation = Literal["image", "plate", "controls", "dataset", "unit"]
 PLATE = ["Metadata_Source", "Metadata_Plate"]
 EXACT_PIXELS = 1 << 20
 """Squares of 2^20 16-bit pixels sum below 2^53: in float64 each such sum is exact."""
@@ -27,7 +27,8 @@ class Normaliser:
     Attributes:
         normalise: "image" (its own), "plate" (all images of its plate), "controls" (the negative
             controls of its plate; a plate without them falls back to all its images, with a
-            warning) or "dataset" (the perturbed images of the training rows).
+            warning), "dataset" (the perturbed images of the training rows) or "unit" (nobody's: the
+            range of the pixel type becomes 0 to 1).
         channels: The names of the channels that it was fitted on.
         mean: (c,) of "dataset", in pixel values; None otherwise.
         std: (c,) of "dataset", in pixel values; None otherwise.
@@ -87,6 +88,10 @@ class Normaliser:
                 fix="ingest the screen with the same channels in the same order",
             )
         rows = np.asarray(rows)
+        if self.normalise == "unit":
+            shape = (len(rows), len(self.channels))
+            largest = np.iinfo(screen.dtype).max
+            return np.full(shape, 1 / largest, np.float32), np.zeros(shape, np.float32)
         if self.normalise == "dataset":
             assert self.mean is not None
             assert self.std is not None

@@ -63,6 +63,11 @@ class Method(nn.Module, ABC):
         return 0
 
     @property
+    def reset_at(self) -> float | None:
+        """The progress at which the loop clears the optimiser's state, once (IRM, V-REx)."""
+        return None
+
+    @property
     def native(self) -> str:
         """The adapter that the method was trained for; validation runs in this mode."""
         return "source"
@@ -92,6 +97,20 @@ def cross_entropy(logits: Tensor, label: Tensor) -> Tensor:
     known = label != UNKNOWN
     total = F.cross_entropy(logits.float(), label, ignore_index=UNKNOWN, reduction="sum")
     return total / known.sum().clamp(min=1)
+
+
+def domain_risks(logits: Tensor, label: Tensor, domain: Tensor) -> Tensor:
+    """(m,) mean cross-entropy of each domain that holds a known label, by code; (0,) if none.
+
+    >>> z = torch.tensor([[0.0, 0.0], [100.0, 0.0], [0.0, 0.0]])
+    >>> domain_risks(z, torch.tensor([0, 0, 1]), torch.tensor([7, 7, 3]))
+    tensor([0.6931, 0.3466])
+    """
+    known = label != UNKNOWN
+    codes, place = domain[known].unique(return_inverse=True)
+    each = F.cross_entropy(logits[known].float(), label[known], reduction="none")
+    total = each.new_zeros(len(codes)).index_add(0, place, each)
+    return total / place.bincount(minlength=len(codes))
 
 
 def episodes(batch: Batch) -> list[Batch]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -18,6 +19,11 @@ class SmallCNN(nn.Module):
         channels: Number of image channels.
         widths: Number of maps of each stage; the last one is the number of features.
     """
+
+    places: ClassVar[dict[str, str]] = {
+        "stem": "stages.0",
+        **{str(stage): f"stages.{stage}" for stage in (1, 2, 3)},
+    }
 
     def __init__(self, channels: int, widths: Sequence[int] = (32, 64, 96, 128)) -> None:
         super().__init__()

@@ -10,6 +10,7 @@ transferable visual models from natural language supervision", ICML 2021).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -102,6 +103,11 @@ class ResNet(nn.Module):
             7 x 7 (or the map's side, if smaller) and then over the windows, so that the centre of a
             map counts more.
     """
+
+    places: ClassVar[dict[str, str]] = {
+        "stem": "maxpool",
+        **{str(stage): f"layer{stage}" for stage in (1, 2, 3, 4)},
+    }
 
     def __init__(
         self,

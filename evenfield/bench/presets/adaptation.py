@@ -1,4 +1,4 @@
-"""Named grids. Each is a function that returns a full configuration and says what it asks."""
+"""Grids about adapting to new plates: who needs controls, how many images, which class mix."""
 
 from __future__ import annotations
 
@@ -200,7 +200,7 @@ def bbbc021_taxol() -> GridConfig:
     )
 
 
-PRESETS: dict[str, Callable[[], GridConfig]] = {
+ADAPTATION: dict[str, Callable[[], GridConfig]] = {
     "demo": demo,
     "regimes": regimes,
     "fairness": fairness,
