@@ -9,6 +9,8 @@ from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
     import torch
     from torch import Tensor
 
@@ -105,3 +107,33 @@ class Context:
     def perturbed(self) -> Tensor:
         """The other images, (n_p, c, h, w)."""
         return self.image[~self.is_control]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Profiles:
+    """A matrix of numbers and what is known about its rows (sites, cells, wells or treatments).
+
+    Attributes:
+        features: (n, d) floats, finite unless a reader said otherwise.
+        names: The d features.
+        metadata: n rows with a RangeIndex; its columns start with `Metadata_`.
+    """
+
+    features: np.ndarray
+    names: tuple[str, ...]
+    metadata: pd.DataFrame
+
+    def __len__(self) -> int:
+        return len(self.metadata)
+
+    def __getitem__(self, index: Any) -> Profiles:
+        """The rows at `index` (a slice, a bool mask or integer positions)."""
+        return replace(
+            self,
+            features=self.features[index],
+            metadata=self.metadata.iloc[index].reset_index(drop=True),
+        )
+
+    def with_features(self, features: np.ndarray, names: tuple[str, ...] | None = None) -> Profiles:
+        """The same rows with other numbers."""
+        return replace(self, features=features, names=self.names if names is None else names)
