@@ -68,12 +68,14 @@ class Needs:
         controls: Whether negative controls of the batch's own context must be in it.
         one_context: Whether a batch is an episode: all its images from one context.
         smallest_side: The least height and width of an image in pixels.
+        unit: Whether pixels must lie in 0 to 1 (`View.normalise` of `unit`), not be standardised.
     """
 
     domains: int = 1
     controls: bool = False
     one_context: bool = False
     smallest_side: int = 8
+    unit: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

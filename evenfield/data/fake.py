@@ -25,7 +25,8 @@ def fake_batch(
     """A batch that holds what `needs` asks for, with classes to be learned.
 
     A class is a stripe pattern and an offset, the same for every seed; a context (with its domain)
-    is a gain and a bias for each channel, drawn by the seed; then there is noise.
+    is a gain and a bias for each channel, drawn by the seed; then there is noise. Where
+    `needs.unit` asks for pixels in 0 to 1, a sigmoid puts them there.
 
     Args:
         needs: Of a method; none asks for nothing.
@@ -53,8 +54,9 @@ def fake_batch(
     bias = 0.5 * torch.randn(num_contexts, c, 1, 1, generator=random)
     noise = 0.3 * torch.randn(len(index), c, side, side, generator=random)
     clean = torch.cat([patterns(k, c, side), torch.zeros(1, c, side, side)])[label]
+    image = (clean + noise) * gain[context] + bias[context]
     return Batch(
-        image=(clean + noise) * gain[context] + bias[context],
+        image=image.sigmoid() if needs.unit else image,
         label=label,
         is_control=is_control,
         context=context,

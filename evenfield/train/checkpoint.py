@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,8 @@ from evenfield.config import RunConfig, from_dict, to_dict
 from evenfield.data.manifest import Roles
 from evenfield.data.store import Screen
 from evenfield.data.transforms import Normaliser
-from evenfield.errors import InputError, StorageError
+from evenfield.errors import InputError
+from evenfield.files import whole
 from evenfield.methods.base import METHODS, Method
 from evenfield.nn.backbones import build_backbone, load_weights
 
@@ -93,19 +93,11 @@ def save(path: Path, content: dict[str, Any]) -> None:
     Raises:
         StorageError: The disk is full or read-only; what was there before stays.
     """
-    partial = path.with_name(path.name + ".partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("wb") as file:
+    with whole(path) as file:
+        try:
             torch.save(content, file)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
-        partial.unlink(missing_ok=True)
-        raise StorageError(
-            f"cannot write {path}: {error}", fix="free some space or choose another folder"
-        ) from error
+        except RuntimeError as error:  # as which torch reports a full disk
+            raise OSError(str(error)) from error
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -167,7 +159,7 @@ def open_model(path: Path, *, device: torch.device | str = "cpu") -> Model:
     file = path if path.is_file() else path / "best.pt"
     content = load(file)
     about = json.loads(content["about"])
-    config = from_dict(RunConfig, {**about["config"], "train": _without_weights(about["config"])})
+    config = from_dict(RunConfig, _without_weights(about["config"]))
     method = build_method(
         config, num_channels=len(about["channels"]), num_classes=len(about["classes"])
     )
@@ -190,8 +182,9 @@ def open_model(path: Path, *, device: torch.device | str = "cpu") -> Model:
 
 
 def _without_weights(config: dict[str, Any]) -> dict[str, Any]:
-    """The training settings without the file of initial weights, which need not exist any more."""
-    return {**config["train"], "weights": None}
+    """The configuration without the files of initial weights, which need not exist any more."""
+    options = {name: value for name, value in config["options"].items() if name != "weights"}
+    return {**config, "options": options, "train": {**config["train"], "weights": None}}
 
 
 def restore(method: nn.Module, state: dict[str, Tensor], path: Path) -> None:

@@ -7,7 +7,6 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -19,7 +18,8 @@ from evenfield.data.sampler import Episodes, Sampler, Shuffled
 from evenfield.data.split import Split, Units, contexts_for, make_split, units
 from evenfield.data.store import Screen
 from evenfield.data.transforms import Normaliser
-from evenfield.errors import InputError, StorageError
+from evenfield.errors import InputError
+from evenfield.files import write_json
 from evenfield.methods.base import Method
 from evenfield.train import checkpoint
 from evenfield.train.calibrate import calibrate, control_reference
@@ -59,6 +59,12 @@ def prepare_run(screen: Screen, config: RunConfig, roles: Roles) -> Setup:
             f"{config.method} needs images of {method.needs.smallest_side} pixels or more; these "
             f"have {side}",
             fix="use a larger crop or larger images",
+        )
+    if method.needs.unit and config.view.normalise != "unit":
+        raise InputError(
+            f"{config.method} works on pixels in 0 to 1, and the view normalises by "
+            f"{config.view.normalise!r}",
+            fix="give --view.normalise unit",
         )
     return Setup(screen=screen, coded=coded, split=split, reader=reader, method=method.to(device))
 
@@ -214,23 +220,6 @@ def _claim(out: Path, screen: Screen, config: RunConfig, roles: Roles) -> None:
             fix="choose another folder, or empty this one",
         )
     write_json(path, about)
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write JSON whole or not at all.
-
-    Raises:
-        StorageError: The disk is full or read-only.
-    """
-    partial = path.with_name(path.name + ".partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-        partial.replace(path)
-    except OSError as error:
-        raise StorageError(
-            f"cannot write {path}: {error.strerror}", fix="free some space or choose another folder"
-        ) from error
 
 
 class _history:
