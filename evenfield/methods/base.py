@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -12,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from evenfield.errors import EvenfieldWarning
+from evenfield.errors import EvenfieldWarning, InputError
 from evenfield.nn.predictor import Predictor
 from evenfield.registry import Registry
 from evenfield.types import UNKNOWN, Batch, Context, Losses, Needs
@@ -111,6 +112,28 @@ def domain_risks(logits: Tensor, label: Tensor, domain: Tensor) -> Tensor:
     each = F.cross_entropy(logits[known].float(), label[known], reduction="none")
     total = each.new_zeros(len(codes)).index_add(0, place, each)
     return total / place.bincount(minlength=len(codes))
+
+
+def annealed(weight: float, *, at: float, progress: float) -> float:
+    """A penalty's weight at a point of the training: at most 1 before the share `at`, then whole.
+
+    >>> [annealed(100.0, at=0.1, progress=p) for p in (0.0, 0.09, 0.1)]
+    [1.0, 1.0, 100.0]
+    """
+    return weight if progress >= at else min(weight, 1.0)
+
+
+def check_range(name: str, value: float, low: float, high: float = math.inf) -> None:
+    """Raise an `InputError` unless a setting lies in a closed range.
+
+    >>> check_range("weight", -1.0, 0)
+    Traceback (most recent call last):
+    evenfield.errors.InputError: weight is -1.0
+      What to do: give 0 or more
+    """
+    if not low <= value <= high:
+        fix = f"give {low:g} or more" if high == math.inf else f"give {low:g} to {high:g}"
+        raise InputError(f"{name} is {value}", fix=fix)
 
 
 def episodes(batch: Batch) -> list[Batch]:
