@@ -8,7 +8,7 @@ from dataclasses import asdict
 import numpy as np
 import pandas as pd
 
-from evenfield.data.names import CONTROL_TYPES, NEGCON, as_text, is_well
+from evenfield.data.names import CONTROL_TYPES, NEGCON, as_text, is_position, is_well
 from evenfield.data.roles import KEY, Finding, Roles, some
 
 FEW_CONTROLS = 8
@@ -148,6 +148,7 @@ def _missing_wells(manifest: pd.DataFrame, roles: Roles) -> Iterator[Finding]:
     del roles
     plates = ["Metadata_Source", "Metadata_Plate"]
     wells = manifest.drop_duplicates([*plates, "Metadata_Well"])
+    wells = wells[~wells["Metadata_Well"].map(is_position).astype(bool)]
     num_plates = wells.groupby("Metadata_Source")["Metadata_Plate"].nunique()
     lacking: dict[tuple[str, str], int] = {}
     for source, group in wells.groupby("Metadata_Source", sort=True):

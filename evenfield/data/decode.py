@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import struct
+from collections.abc import Collection
 from pathlib import Path
 from zlib import crc32
 
@@ -114,13 +115,36 @@ def _channels_first(path: Path, image: np.ndarray, axes: str, num: int) -> np.nd
     )
 
 
-def check_image(image: np.ndarray, name: str, channels: tuple[str, ...]) -> None:
+def read_rgb(path: Path) -> np.ndarray:
+    """Decode a colour PNG, with or without transparency, as red, green and blue: (3, H, W).
+
+    Slide readers write RGBA; the fourth channel says nothing about the tissue and is dropped.
+
+    Raises:
+        InputError: It is missing, damaged, or no colour PNG.
+    """
+    try:
+        with path.open("rb") as file:
+            kind = file.read(26)[25:]
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}", fix="check the path") from error
+    return read_image(path, num_channels=4 if kind == _PNG_RGBA else 3)[:3]
+
+
+_PNG_RGBA = b"\x06"
+"""The colour type in a PNG's header."""
+
+
+def check_image(
+    image: np.ndarray, name: str, channels: tuple[str, ...], absent: Collection[int] = ()
+) -> None:
     """Refuse an image that measured nothing.
 
     Args:
         image: (C, H, W).
         name: For the message.
         channels: C names, for the message.
+        absent: Numbers of channels that were not recorded: only these may be empty.
 
     Raises:
         InputError: There is another number of channels, or a channel holds NaN or infinite
@@ -131,7 +155,9 @@ def check_image(image: np.ndarray, name: str, channels: tuple[str, ...]) -> None
             f"{name}: shape {image.shape} does not hold {len(channels)} channels",
             fix="name as many channels as the files hold",
         )
-    for channel, plane in zip(channels, image, strict=True):
+    for number, (channel, plane) in enumerate(zip(channels, image, strict=True)):
+        if number in absent:
+            continue
         low, high = plane.min(), plane.max()
         if not (np.isfinite(low) and np.isfinite(high)):
             raise InputError(

@@ -120,7 +120,8 @@ class _Decoder:
 
     def _field(self, row: int) -> np.ndarray:
         field = self._listing.read(row)
-        check_image(field, self._listing.name(row), self._listing.channels)
+        absent = self._listing.absent(row)
+        check_image(field, self._listing.name(row), self._listing.channels, absent)
         return field
 
     def _fault(self, row: int, error: InputError) -> None:

@@ -40,17 +40,22 @@ _CONTROL_WORDS = {
 _MISSING = {"", "nan", "NaN", "NA", "N/A", "None", "none", "<NA>", "NaT"}
 _WELL = re.compile(r"\s*([A-Za-z]{1,2})[_/\-\s]?0*([0-9]{1,2})\s*")
 _LAST_ROW, _LAST_COLUMN = 32, 48  # AF48: the last well of a 1,536-well plate
+_POSITION = re.compile(r"x[0-9]+_y[0-9]+")
 
 
 def normalise_well(text: object) -> str:
     """The name of a well as row letters and two digits of a column.
 
-    >>> [normalise_well(name) for name in ("a1", "B_3", "A/1", "h012", "AF48")]
-    ['A01', 'B03', 'A01', 'H12', 'AF48']
+    A slide of tissue has no wells; there the position of a patch stands in for one (`x64_y128`).
+
+    >>> [normalise_well(name) for name in ("a1", "B_3", "A/1", "h012", "AF48", "x64_y128")]
+    ['A01', 'B03', 'A01', 'H12', 'AF48', 'x64_y128']
 
     Raises:
         InputError: The text names no well of a plate with up to 1,536 wells (A01 to AF48).
     """
+    if is_position(text):
+        return str(text)
     match = _WELL.fullmatch(str(text))
     if match:
         letters, column = match[1].upper(), int(match[2])
@@ -70,6 +75,15 @@ def is_well(text: object) -> bool:
     except InputError:
         return False
     return True
+
+
+def is_position(text: object) -> bool:
+    """Whether a name is the position of a patch on a slide, as `x64_y128` (pixels).
+
+    >>> is_position("x64_y128"), is_position("A01")
+    (True, False)
+    """
+    return _POSITION.fullmatch(str(text)) is not None
 
 
 def as_text(values: Iterable[object]) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -31,6 +31,7 @@ class Listing:
         pixel_size_um: Side of a pixel of the files in micrometres, where known.
         provenance: What else is worth knowing about where it comes from.
         notes: What was left out or is doubtful: said as warnings.
+        absent: Row to the numbers of the channels that were never recorded and are stored as 0.
     """
 
     manifest: pd.DataFrame
@@ -41,6 +42,7 @@ class Listing:
     pixel_size_um: float | None = None
     provenance: dict[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    absent: Callable[[int], Collection[int]] = lambda _: ()
 
 
 class Reader(ABC):
