@@ -7,7 +7,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1] / "evenfield"
 LAYERS = [
     "errors",
-    "types registry seeds progress environment",
+    "types registry seeds progress environment files",
     "records",
     "config",
     "data nn",

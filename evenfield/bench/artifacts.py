@@ -22,7 +22,7 @@ from evenfield.data.sampler import ContextRows
 from evenfield.data.split import Split, Units
 from evenfield.data.store import Screen
 from evenfield.data.transforms import read
-from evenfield.errors import StorageError
+from evenfield.files import whole
 from evenfield.records import Record, append, digest, file_sha256
 from evenfield.seeds import derive, numpy_generator
 from evenfield.train.calibrate import mean_features, shift_score
@@ -49,16 +49,8 @@ class Artifacts:
     def _write(self, base: Record, what: str, suffix: str, data: bytes, *key: object) -> Record:
         name = f"{what}-{digest([str(part) for part in key])}{suffix}"
         path = self.out / "artifacts" / name
-        partial = path.with_name(name + ".partial")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            partial.write_bytes(data)
-            partial.replace(path)
-        except OSError as error:
-            raise StorageError(
-                f"cannot write {path}: {error.strerror}",
-                fix="free some space or choose another folder",
-            ) from error
+        with whole(path) as file:
+            file.write(data)
         return replace(
             base,
             kind="artifact",

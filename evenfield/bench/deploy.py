@@ -19,14 +19,14 @@ from evenfield.data.dataset import Reader
 from evenfield.data.sampler import ContextRows
 from evenfield.data.split import Units, contexts_for, make_split, units
 from evenfield.data.store import Screen
-from evenfield.errors import InputError, StorageError
+from evenfield.errors import InputError
+from evenfield.files import whole, write_json
 from evenfield.metrics.wells import to_wells
 from evenfield.progress import track
 from evenfield.records import Record, append, digest, file_sha256
 from evenfield.train import checkpoint
 from evenfield.train.calibrate import mean_features, shift_score
 from evenfield.train.checkpoint import Model
-from evenfield.train.run import write_json
 
 INDEX = "adapted.json"
 
@@ -145,16 +145,8 @@ def predict_plates(
             fix="check Metadata_ControlType: only trt and poscon rows are predicted",
         )
     table = pd.concat(tables, ignore_index=True)
-    partial = out.with_name(out.name + ".partial")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        table.to_parquet(partial, index=False)
-        partial.replace(out)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise StorageError(
-            f"cannot write {out}: {error.strerror}", fix="free some space or choose another folder"
-        ) from error
+    with whole(out) as file:
+        table.to_parquet(file, index=False)
     return table
 
 

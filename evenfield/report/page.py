@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,8 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from evenfield.errors import InputError, StorageError
+from evenfield.errors import InputError
+from evenfield.files import whole
 from evenfield.records import Record, read
 from evenfield.report import sections
 from evenfield.report.artifacts import Artifacts, load
@@ -43,20 +43,8 @@ def build(folder: Path, out: Path) -> Path:
     """
     text = render(folder)
     path = out / PAGE if out.is_dir() else out
-    partial = path.with_name(path.name + ".partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise StorageError(
-            f"cannot write {path}: {error.strerror}",
-            fix="free some space or choose another folder",
-        ) from error
+    with whole(path) as file:
+        file.write(text.encode())
     return path
 
 
