@@ -114,6 +114,15 @@ def domain_risks(logits: Tensor, label: Tensor, domain: Tensor) -> Tensor:
     return total / place.bincount(minlength=len(codes))
 
 
+def mean_of(x: Tensor) -> Tensor:
+    """The mean; 0 (with a gradient) of nothing.
+
+    >>> mean_of(torch.tensor([])), mean_of(torch.tensor([1.0, 3.0]))
+    (tensor(0.), tensor(2.))
+    """
+    return x.sum() / max(1, x.numel())
+
+
 def annealed(weight: float, *, at: float, progress: float) -> float:
     """A penalty's weight at a point of the training: at most 1 before the share `at`, then whole.
 
