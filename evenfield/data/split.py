@@ -3,119 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import combinations
 
 import numpy as np
-import pandas as pd
 
 from evenfield.config import Regime, SplitConfig
-from evenfield.data.manifest import Roles
 from evenfield.data.sampler import (
     ContextRows,
     few,
     label_shift_contexts,
     plain_contexts,
 )
+from evenfield.data.units import PARTS, WELL, Units, units
 from evenfield.errors import InputError
 from evenfield.seeds import numpy_generator
 
-WELL = ["Metadata_Source", "Metadata_Plate", "Metadata_Well"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Units:
-    """A manifest in codes: what samplers and splits work on.
-
-    Attributes:
-        label: (n,) class codes; -1 for controls, empty wells and unknown labels.
-        classes: Names of the codes.
-        is_control: (n,) bool, negative controls.
-        context: (n,) codes of the context role.
-        contexts: Names of the context codes.
-        domain: (n,) codes of the domain role.
-        domains: Names of the domain codes.
-        holdout: (n,) names of the unit that a protocol leaves out.
-        well: (n,) codes of the wells.
-    """
-
-    label: np.ndarray
-    classes: tuple[str, ...]
-    is_control: np.ndarray
-    context: np.ndarray
-    contexts: tuple[str, ...]
-    domain: np.ndarray
-    domains: tuple[str, ...]
-    holdout: np.ndarray
-    well: np.ndarray
-
-    def by_context(self, rows: np.ndarray) -> dict[str, np.ndarray]:
-        """Rows grouped by context, in the order of the contexts' names."""
-        codes = self.context[rows]
-        return {self.contexts[code]: rows[codes == code] for code in np.unique(codes)}
-
-    def controls_of(self, context: str) -> np.ndarray:
-        """The rows of a context's negative controls."""
-        return np.flatnonzero(self.is_control & (self.context == self.contexts.index(context)))
-
-
-def units(
-    manifest: pd.DataFrame,
-    roles: Roles,
-    *,
-    classes: tuple[str, ...] | None = None,
-    exclude: tuple[str, ...] = (),
-) -> Units:
-    """Code a manifest by its roles.
-
-    Args:
-        manifest: A screen's manifest.
-        roles: Which column plays which role.
-        classes: The class names of a trained model; None = those found here.
-        exclude: Labels that count as unknown.
-
-    Raises:
-        InputError: A role's column is missing, or an excluded label does not exist.
-    """
-    for role in ("label", "control", "context", "domain", "holdout"):
-        column = getattr(roles, role)
-        if column not in manifest:
-            raise InputError(
-                f"the manifest has no column {column!r}, which plays the role {role!r}",
-                fix=f"name another column for {role!r}; there are: {', '.join(manifest.columns)}",
-            )
-    is_control = (manifest[roles.control] == "negcon").to_numpy()
-    text = manifest[roles.label].astype("string").fillna("")
-    text = text.where(~manifest[roles.control].isin(["negcon", "empty"]), "")
-    found = sorted(set(text) - {""})
-    absent = sorted(set(exclude) - set(found))
-    if absent and classes is None:
-        raise InputError(
-            f"there is no label {absent[0]!r} to leave out",
-            fix=f"the labels are: {', '.join(found)}",
-        )
-    names = classes if classes is not None else tuple(n for n in found if n not in exclude)
-    code = {name: number for number, name in enumerate(names)}
-    label = text.map(lambda name: code.get(name, -1)).to_numpy(dtype=np.int64)
-    context, contexts = _codes(manifest[roles.context])
-    domain, domains = _codes(manifest[roles.domain])
-    well = pd.factorize(pd.MultiIndex.from_frame(manifest[WELL].astype("string").fillna("")))[0]
-    return Units(
-        label=label,
-        classes=tuple(names),
-        is_control=is_control,
-        context=context,
-        contexts=contexts,
-        domain=domain,
-        domains=domains,
-        holdout=manifest[roles.holdout].astype("string").fillna("").to_numpy(dtype=str),
-        well=well,
-    )
-
-
-def _codes(column: pd.Series) -> tuple[np.ndarray, tuple[str, ...]]:
-    text = column.astype("string").fillna("")
-    names = tuple(sorted(set(text)))
-    place = {name: number for number, name in enumerate(names)}
-    return text.map(place).to_numpy(dtype=np.int64), names
+__all__ = ["WELL", "Split", "Units", "contexts_for", "hold_out_wells", "make_split", "units"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,8 +27,10 @@ class Split:
 
     Attributes:
         train: What the loss sees.
-        validation: What selects the model: source units, never a test unit.
-        in_domain: Held-out wells of the training plates.
+        validation: What selects the model: source units, never a test unit (but the test itself
+            where an `oracle` selects).
+        in_domain: Held-out wells of the training plates; where a benchmark's column splits, the
+            images of training units that it keeps for judging.
         test: All labelled images of the held-out units.
         test_units: Their names.
         validation_units: Names of the units that select; empty = wells of the training plates.
@@ -140,54 +45,129 @@ class Split:
 
 
 def make_split(coded: Units, config: SplitConfig) -> Split:
-    """Split the labelled images.
+    """Split the labelled images, by the settings or by the column that they name.
 
     Raises:
-        InputError: A named unit does not exist, serves two ends, or nothing is left to train on;
-            or fewer than two classes remain.
+        InputError: A named unit does not exist, serves two ends, or nothing is left to train on or
+            to select with; or fewer than two classes remain.
     """
     labelled = np.flatnonzero(coded.label >= 0)
+    if config.column is not None:
+        return _split_by_column(coded, config, labelled)
     names = sorted(set(coded.holdout[labelled]))
     _require_known(config.test, names, "test")
-    holdout = coded.holdout[labelled]
-    is_test = np.isin(holdout, list(config.test))
-    domain = np.array(coded.domains)[coded.domain[labelled]]
-    sources = sorted(set(domain[~is_test]))
-    _require_known(config.validation, sorted({*sources, *config.test}), "validation")
-    both = sorted((set(config.test) | (set(domain) - set(sources))) & set(config.validation))
-    if both:
-        raise InputError(f"{both[0]!r} cannot both select and judge", fix="name another unit")
-    validation_units = _validation_units(config, sources)
-    is_validation = ~is_test & np.isin(domain, list(validation_units))
+    is_test = np.isin(coded.holdout[labelled], list(config.test))
+    validation_units = _validation_units(coded, config, labelled[~is_test], labelled[is_test])
+    is_validation = ~is_test & np.isin(_domains(coded, labelled), list(validation_units))
     rest = labelled[~is_test & ~is_validation]
-    if len(rest) == 0:
-        raise InputError(
-            "the split leaves no image to train on", fix="hold out fewer units, or drop validation"
-        )
     in_domain = hold_out_wells(coded, rest, config.wells, config.seed, "in-domain")
     train = np.setdiff1d(rest, in_domain)
-    if validation_units:
+    if config.select_on == "oracle":
+        validation = labelled[is_test]
+    elif validation_units:
         validation = labelled[is_validation]
     else:
         validation = hold_out_wells(coded, train, config.wells, config.seed, "validation")
         train = np.setdiff1d(train, validation)
-    num_classes = len(np.unique(coded.label[train]))
-    if num_classes < 2:
+    return _checked(
+        coded,
+        Split(
+            train=train,
+            validation=validation,
+            in_domain=in_domain,
+            test=labelled[is_test],
+            test_units=tuple(config.test),
+            validation_units=validation_units,
+        ),
+        may_share={("validation", "test")} if config.select_on == "oracle" else set(),
+    )
+
+
+def _split_by_column(coded: Units, config: SplitConfig, labelled: np.ndarray) -> Split:
+    """The split that a benchmark's own column prescribes; no row of it changes sides.
+
+    `units` selects on `val` (without any, on training domains, which then do not train), `wells`
+    on `id_val` or else `id_test`, `oracle` on `test`. What is left of `id_test` and `id_val` is
+    judged in-domain. Those may be other sites of training wells, as in RxRx1-WILDS: an easier
+    question than wells that were never seen.
+    """
+    column, part = config.column, coded.part
+    if part is None:
         raise InputError(
-            f"the training images hold {num_classes} class(es): "
-            f"{', '.join(coded.classes[code] for code in np.unique(coded.label[train])) or 'none'}",
+            f"the manifest was coded without the column {column!r}", fix="call units(column=...)"
+        )
+    if config.test:
+        raise InputError(
+            f"test names {config.test[0]!r}, but the column {column} says who is judged",
+            fix="leave split.test or split.column away",
+        )
+    rows = {name: labelled[part[labelled] == name] for name in PARTS}
+    train, test = rows["train"], rows["test"]
+    both = sorted(set(coded.holdout[train]) & set(coded.holdout[[*rows["val"], *test]]))
+    if both:
+        raise InputError(
+            f"the column {column} has images of {str(both[0])!r} in train and in val or test",
+            fix="call those of a training unit id_val or id_test",
+        )
+    own = [rows[name] for name in ("id_val", "id_test") if len(rows[name])]
+    may_share = {("train", "in_domain"), ("validation", "in_domain")}
+    validation_units: tuple[str, ...] = ()
+    if config.select_on == "units" and len(rows["val"]):
+        if config.validation:
+            raise InputError(
+                f"{config.validation[0]!r} is to select, but the column {column} says who does",
+                fix="leave split.validation away",
+            )
+        validation = rows["val"]
+        validation_units = tuple(sorted(set(_domains(coded, validation))))
+    else:
+        validation_units = _validation_units(coded, config, train, test)
+        chosen = np.isin(_domains(coded, train), list(validation_units))
+        if config.select_on == "oracle":
+            validation = test
+            may_share.add(("validation", "test"))
+        elif config.select_on == "units":
+            train, validation = train[~chosen], train[chosen]
+            own = [kept[~np.isin(_domains(coded, kept), validation_units)] for kept in own]
+        elif own:
+            validation, *own = own
+            may_share.add(("train", "validation"))
+        else:
+            validation = hold_out_wells(coded, train, config.wells, config.seed, "validation")
+            train = np.setdiff1d(train, validation)
+    return _checked(
+        coded,
+        Split(
+            train=train,
+            validation=validation,
+            in_domain=np.sort(np.concatenate([*own, train[:0]])),
+            test=test,
+            test_units=tuple(sorted(set(coded.holdout[test]))),
+            validation_units=validation_units,
+        ),
+        may_share=may_share,
+    )
+
+
+def _checked(coded: Units, split: Split, *, may_share: set[tuple[str, str]]) -> Split:
+    """The split, if it can be trained on and no well leaks."""
+    if len(split.train) == 0:
+        raise InputError(
+            "the split leaves no image to train on", fix="hold out fewer units, or drop validation"
+        )
+    classes = np.unique(coded.label[split.train])
+    if len(classes) < 2:
+        raise InputError(
+            f"the training images hold {len(classes)} class(es): "
+            f"{', '.join(coded.classes[code] for code in classes) or 'none'}",
             fix="choose a label column with two classes or more, or hold out fewer units",
         )
-    split = Split(
-        train=train,
-        validation=validation,
-        in_domain=in_domain,
-        test=labelled[is_test],
-        test_units=tuple(config.test),
-        validation_units=tuple(validation_units),
-    )
-    _refuse_leaks(coded, split)
+    _refuse_leaks(coded, split, may_share)
     return split
+
+
+def _domains(coded: Units, rows: np.ndarray) -> np.ndarray:
+    return np.array(coded.domains)[coded.domain[rows]]
 
 
 def _require_known(given: tuple[str, ...], names: list[str], part: str) -> None:
@@ -199,15 +179,29 @@ def _require_known(given: tuple[str, ...], names: list[str], part: str) -> None:
             )
 
 
-def _validation_units(config: SplitConfig, sources: list[str]) -> tuple[str, ...]:
-    """The training domains that select the model; none where held-out wells do."""
+def _validation_units(
+    coded: Units, config: SplitConfig, source: np.ndarray, test: np.ndarray
+) -> tuple[str, ...]:
+    """The domains that select the model; none where held-out wells do."""
+    if config.select_on != "units" and config.validation:
+        raise InputError(
+            f"{config.validation[0]!r} is to select, but select_on is {config.select_on!r}",
+            fix="set select_on to `units`, or name no validation unit",
+        )
+    sources, tests = (sorted(set(_domains(coded, rows))) for rows in (source, test))
     if config.select_on == "wells":
-        if config.validation:
-            raise InputError(
-                f"{config.validation[0]!r} is to select, but wells are (select_on)",
-                fix="set select_on to `units`, or name no validation unit",
-            )
         return ()
+    if config.select_on == "oracle":
+        if not tests:
+            raise InputError(
+                "an oracle selects on the test images, and there are none",
+                fix="hold out a unit, or set select_on to `units` or `wells`",
+            )
+        return tuple(tests)
+    _require_known(config.validation, sorted({*sources, *tests, *config.test}), "validation")
+    both = sorted((set(config.test) | set(tests) - set(sources)) & set(config.validation))
+    if both:
+        raise InputError(f"{both[0]!r} cannot both select and judge", fix="name another unit")
     if config.validation:
         return config.validation
     if len(sources) < 2:
@@ -237,20 +231,18 @@ def hold_out_wells(
     return rows[np.isin(coded.well[rows], held)]
 
 
-def _refuse_leaks(coded: Units, split: Split) -> None:
-    parts = {
-        name: set(coded.well[getattr(split, name)])
+def _refuse_leaks(coded: Units, split: Split, may_share: set[tuple[str, str]]) -> None:
+    wells = {
+        name: np.unique(coded.well[getattr(split, name)])
         for name in ("train", "validation", "in_domain", "test")
     }
-    names = list(parts)
-    for place, one in enumerate(names):
-        for other in names[place + 1 :]:
-            shared = parts[one] & parts[other]
-            if shared:
-                raise InputError(
-                    f"{len(shared)} wells lie in both {one} and {other}",
-                    fix="a well must have one value of the holdout role and one label",
-                )
+    for one, other in combinations(wells, 2):
+        shared = np.intersect1d(wells[one], wells[other], assume_unique=True)
+        if len(shared) and (one, other) not in may_share:
+            raise InputError(
+                f"{len(shared)} wells lie in both {one} and {other}",
+                fix="a well must have one value of the holdout role and one label",
+            )
 
 
 def contexts_for(coded: Units, rows: np.ndarray, regime: Regime, *, seed: int) -> list[ContextRows]:
