@@ -46,9 +46,7 @@ def prepare_run(screen: Screen, config: RunConfig, roles: Roles) -> Setup:
         InputError: The split, the roles or a setting cannot be used.
     """
     device = device_of(config.train.device)
-    coded = units(
-        screen.manifest, roles, exclude=config.split.exclude, column=config.split.column
-    )
+    coded = units(screen.manifest, roles, exclude=config.split.exclude, column=config.split.column)
     split = make_split(coded, config.split)
     normaliser = Normaliser.fit(screen, split.train, config.view)
     reader = Reader(screen, coded, config.view, normaliser, device)
