@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -29,6 +30,10 @@ if TYPE_CHECKING:
     from evenfield.data.store import Screen
     from evenfield.report.tables import Row
     from evenfield.train.checkpoint import Model
+
+SimulationPreset = Literal[
+    "demo", "grid", "tiny", "effect-stain", "effect-optics", "effect-cells", "effect-all"
+]
 
 
 def open_screen(folder: Path | str) -> Screen:
@@ -57,7 +62,7 @@ def _roles(screen: Screen, choice: RoleChoice) -> Roles:
 def simulate(
     out: Path,
     *,
-    preset: Literal["demo", "grid", "tiny"] = "demo",
+    preset: SimulationPreset = "demo",
     seed: int = 0,
     strength: float | None = None,
     config: Path | None = None,
@@ -67,7 +72,9 @@ def simulate(
 
     Args:
         out: Folder of the screen.
-        preset: `demo` (what `evenfield demo` uses), `grid` (larger, for regimes) or `tiny`.
+        preset: `demo` (what `evenfield demo` uses), `grid` (larger, for regimes), `tiny`, or one
+            kind of batch effects alone: `effect-stain`, `effect-optics`, `effect-cells`; with all
+            of them on the same layout: `effect-all`.
         seed: Seed of everything that is drawn.
         strength: Factor of all batch effects; 0 = no batch effect; none = the preset's.
         config: A JSON file with a full simulation configuration; it replaces the preset.
@@ -82,6 +89,10 @@ def simulate(
             "demo": simulation.demo_screen,
             "grid": simulation.grid_screen,
             "tiny": simulation.tiny_screen,
+            **{
+                f"effect-{kind}": partial(simulation.effect_screen, kind)
+                for kind in simulation.EFFECT_TYPES
+            },
         }
         settings = presets[preset](seed)
     if strength is not None:

@@ -91,7 +91,7 @@ def _doctor() -> int:
 def _simulate(
     out: Out,
     *,
-    preset: Literal["demo", "grid", "tiny"] = "demo",
+    preset: api.SimulationPreset = "demo",
     seed: int = 0,
     strength: float | None = None,
     config: Path | None = None,
@@ -102,7 +102,8 @@ def _simulate(
 
     Args:
         out: Folder of the screen.
-        preset: `demo` (small), `grid` (moderate, for regimes) or `tiny` (for tests).
+        preset: `demo` (small), `grid` (moderate, for regimes), `tiny` (for tests), or one kind of
+            batch effects alone (`effect-stain`, `effect-optics`, `effect-cells`; `effect-all`).
         seed: Seed of everything that is drawn.
         strength: Factor of all batch effects; 0 = none at all; none = the preset's own.
         config: A JSON file with a full simulation configuration; it replaces the preset.

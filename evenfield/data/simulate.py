@@ -32,7 +32,13 @@ from evenfield.data.simulation.config import (
 )
 from evenfield.data.simulation.effects import effects
 from evenfield.data.simulation.plan import layout
-from evenfield.data.simulation.presets import demo_screen, grid_screen, tiny_screen
+from evenfield.data.simulation.presets import (
+    EFFECT_TYPES,
+    demo_screen,
+    effect_screen,
+    grid_screen,
+    tiny_screen,
+)
 from evenfield.data.store import Screen, ScreenWriter
 from evenfield.errors import InputError
 from evenfield.progress import track
@@ -43,6 +49,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CHANNELS",
+    "EFFECT_TYPES",
     "CellConfig",
     "EffectConfig",
     "LayoutConfig",
@@ -51,6 +58,7 @@ __all__ = [
     "OpticsConfig",
     "SimulationConfig",
     "demo_screen",
+    "effect_screen",
     "effects",
     "grid_screen",
     "layout",

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from evenfield.data.simulate import (
     CHANNELS,
+    EFFECT_TYPES,
     CellConfig,
     EffectConfig,
     LayoutConfig,
@@ -19,6 +20,7 @@ from evenfield.data.simulate import (
     OpticsConfig,
     SimulationConfig,
     demo_screen,
+    effect_screen,
     effects,
     grid_screen,
     layout,
@@ -517,3 +519,16 @@ def test_unknown_plate_is_named() -> None:
     config = tiny_screen()
     with pytest.raises(InputError, match="b04-p2"):
         render(config, layout(config), effects(config)[:-1], slice(None))
+
+
+@pytest.mark.parametrize("kind", list(EFFECT_TYPES))
+def test_an_effect_screen_varies_what_it_names_and_nothing_else(kind):
+    truth = effects(effect_screen(kind)).select_dtypes("number")
+    varies = {name.split("_")[0] for name in truth if truth[name].nunique() > 1}
+    named = {
+        "stain": {"gain", "background", "bleed"},
+        "optics": {"blur", "noise", "vignetting", "gamma"},
+        "cells": {"cell", "edge"},
+    }
+    named["all"] = set.union(*named.values())
+    assert varies == named[kind]

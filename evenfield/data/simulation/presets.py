@@ -2,7 +2,20 @@
 
 from __future__ import annotations
 
-from evenfield.data.simulation.config import LayoutConfig, SimulationConfig
+from dataclasses import fields
+
+from evenfield.data.simulation.config import EffectConfig, LayoutConfig, Levels, SimulationConfig
+
+EFFECT_TYPES: dict[str, tuple[float, tuple[str, ...]]] = {
+    "stain": (1.0, ("gain", "background", "bleed_through")),
+    "optics": (4.0, ("blur", "noise", "vignetting", "gamma")),
+    "cells": (6.0, ("cell_density", "cell_size", "edge")),
+    "all": (
+        1.0,
+        tuple(item.name for item in fields(EffectConfig) if item.name != "channel_correlation"),
+    ),
+}
+"""Kinds of batch effects, one screen each: how many times the usual strength, and which."""
 
 
 def demo_screen(seed: int = 0) -> SimulationConfig:
@@ -45,6 +58,45 @@ def grid_screen(seed: int = 0) -> SimulationConfig:
             num_poscon=0,
             num_sites=2,
         ),
+    )
+
+
+def effect_screen(kind: str, seed: int = 0) -> SimulationConfig:
+    """A screen with one kind of batch effects: 12 batches of 2 plates, 1,632 fields.
+
+    The last 4 batches are for test. Two cell types take turns over the batches. Each plate has 8
+    mechanisms in 8 wells each (2 compounds, 2 doses, twice) and 4 DMSO wells. What the kind names
+    in `EFFECT_TYPES` varies by that many times the usual standard deviation (so that a plain
+    network loses on new batches); what it does not name is alike on all plates.
+    """
+    factor, names = EFFECT_TYPES[kind]
+
+    def times(levels: Levels) -> Levels:
+        return Levels(
+            source=factor * levels.source, batch=factor * levels.batch, plate=factor * levels.plate
+        )
+
+    usual = EffectConfig()
+    levels = {
+        item.name: times(getattr(usual, item.name)) if item.name in names else Levels()
+        for item in fields(EffectConfig)
+        if item.name != "channel_correlation"
+    }
+    return SimulationConfig(
+        seed=seed,
+        layout=LayoutConfig(
+            num_batches=12,
+            num_plates=2,
+            num_mechanisms=8,
+            num_compounds=2,
+            doses_um=(5.0, 20.0),
+            replicates=2,
+            num_dmso=4,
+            num_poscon=0,
+            num_sites=1,
+            num_cell_types=2,
+        ),
+        effects=EffectConfig(**levels),
     )
 
 
