@@ -83,7 +83,8 @@ class Episodes(Sampler):
         num_perturbed: Perturbed images in an episode.
         num_controls: Controls in an episode; 0 = ARM-BN.
         ratio: `fixed`, or `random`: 2 to num_perturbed images, 8 to num_controls controls.
-        missing_controls: What to do with plates without any control.
+        missing_controls: What to do with plates without any control: refuse them, or train on them
+            `without`, as ARM-BN does.
         seed: The run's seed.
         label: (N,) class codes of all rows of the manifest; given, an episode draws the classes of
             its plate evenly, and images within a class with replacement.
@@ -98,7 +99,7 @@ class Episodes(Sampler):
         num_controls: int,
         seed: int,
         ratio: Literal["fixed", "random"] = "fixed",
-        missing_controls: Literal["error", "fall_back_to_arm_bn"] = "error",
+        missing_controls: Literal["error", "without"] = "error",
         label: np.ndarray | None = None,
     ) -> None:
         self._contexts = sorted(name for name, rows in perturbed.items() if len(rows))
@@ -115,7 +116,7 @@ class Episodes(Sampler):
                     f"{len(bare)} of {len(self._contexts)} training contexts have no negative "
                     f"control: {names}",
                     fix="mark their controls in Metadata_ControlType, leave these plates out, or "
-                    "train `arm-bn`, which needs none",
+                    "give --train.missing-controls without",
                 )
             warnings.warn(
                 f"contexts without controls train without them, as ARM-BN does: {names}",

@@ -69,7 +69,7 @@ def test_a_plate_without_controls_is_an_error_or_a_stated_fallback():
             num_perturbed=4,
             num_controls=4,
             seed=0,
-            missing_controls="fall_back_to_arm_bn",
+            missing_controls="without",
         )
     assert {len(sampler.rows(step)) for step in range(20)} == {4, 8}
 
