@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 from evenfield.errors import InputError
 from evenfield.nn.cnn import SmallCNN
+from evenfield.nn.densenet import DenseNet, modern_key
 from evenfield.nn.resnet import BasicBlock, Bottleneck, ResNet
 
-Encoder = SmallCNN | ResNet
+Encoder = SmallCNN | ResNet | DenseNet
 Model = TypeVar("Model", bound=nn.Module)
 
 BACKBONES: dict[str, Callable[[int], Encoder]] = {
@@ -23,6 +24,11 @@ BACKBONES: dict[str, Callable[[int], Encoder]] = {
     "resnet18": lambda channels: ResNet(BasicBlock, (2, 2, 2, 2), channels),
     "resnet50": lambda channels: ResNet(Bottleneck, (3, 4, 6, 3), channels),
     "resnet50-avgpool": lambda channels: ResNet(Bottleneck, (3, 4, 6, 3), channels, pooling=True),
+    "resnet18-ibn-a": lambda channels: ResNet(BasicBlock, (2, 2, 2, 2), channels, ibn="a"),
+    "resnet50-ibn-a": lambda channels: ResNet(Bottleneck, (3, 4, 6, 3), channels, ibn="a"),
+    "resnet50-ibn-b": lambda channels: ResNet(Bottleneck, (3, 4, 6, 3), channels, ibn="b"),
+    "densenet121": lambda channels: DenseNet(32, (6, 12, 24, 16), 64, channels),
+    "densenet161": lambda channels: DenseNet(48, (6, 12, 36, 24), 96, channels),
 }
 """Builders by name; each takes the number of input channels."""
 
@@ -31,8 +37,9 @@ def build_backbone(name: str, channels: int) -> tuple[nn.Module, int]:
     """An encoder of images (n, channels, h, w) to features (n, d), and d.
 
     The weights lie channels-last in memory, in which convolutions are fastest; keys and shapes of
-    its state are those of torchvision for `resnet18` and `resnet50`. Initial weights come from
-    torch's current random state, which the caller seeds.
+    its state are those of torchvision for `resnet18`, `resnet50` and the DenseNets, those of the
+    authors for the IBN variants. Initial weights come from torch's current random state, which the
+    caller seeds.
 
     Raises:
         InputError: There is no backbone of this name, or `channels` is below 1.
@@ -61,9 +68,10 @@ def channels_last(model: Model) -> Model:
 def load_weights(backbone: nn.Module, path: Path | str, channels: int) -> None:
     """Load a state in torchvision's format into a backbone of any number of channels.
 
-    A classifier (`fc.*`) in the file is left out. If the file's first convolution has another
-    number of channels than `channels`, each of ours gets the mean over the file's, times the
-    file's number over ours: an image with equal channels then gives what it gave before.
+    A classifier (`fc.*`, `classifier.*`) in the file is left out, and names of torch 0.3 in a
+    DenseNet's file (`norm.1`) are read as today's (`norm1`). If the file's first convolution has
+    another number of channels than `channels`, each of ours gets the mean over the file's, times
+    the file's number over ours: an image with equal channels then gives what it gave before.
 
     Args:
         backbone: Built by `build_backbone(name, channels)`; changed in place.
@@ -85,7 +93,11 @@ def load_weights(backbone: nn.Module, path: Path | str, channels: int) -> None:
         raise InputError(
             f"{path} holds no state dict", fix="save `model.state_dict()`, not the model itself"
         )
-    state = {key: value for key, value in state.items() if not key.startswith("fc.")}
+    state = {
+        modern_key(key): value
+        for key, value in state.items()
+        if not key.startswith(("fc.", "classifier."))
+    }
     stem = next(key for key, value in wanted.items() if value.ndim == 4)
     if stem in state and state[stem].ndim == 4 and state[stem].shape[1] != channels:
         state[stem] = adapt_stem(state[stem], channels)

@@ -4,17 +4,22 @@ He et al., "Deep residual learning for image recognition", CVPR 2016, with the s
 bottleneck in its 3x3 convolution. `ResNet(..., pooling=True)` is the variant in which CS-ARM-BN was
 published: every convolution after the stem has stride 1 and an average pool shrinks the map, after
 the 3x3 convolution and on the shortcut alike (the bottleneck of Radford et al., "Learning
-transferable visual models from natural language supervision", ICML 2021).
+transferable visual models from natural language supervision", ICML 2021). `ResNet(..., ibn="a")`
+and `"b"` are the variants with instance normalisation of Pan et al. (see `nn.ibn`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
+
+from evenfield.nn.ibn import InstanceBatchNorm
+
+IBN = Literal["a", "b"]
 
 
 class Shortcut(nn.Sequential):
@@ -45,13 +50,16 @@ class BasicBlock(nn.Module):
 
     expansion = 1
 
-    def __init__(self, before: int, width: int, stride: int, *, pooling: bool) -> None:
+    def __init__(
+        self, before: int, width: int, stride: int, *, pooling: bool, ibn: IBN | None = None
+    ) -> None:
         super().__init__()
         self.pool = stride if pooling else 1
         self.conv1 = nn.Conv2d(before, width, 3, 1 if pooling else stride, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(width)
+        self.bn1 = InstanceBatchNorm(width) if ibn == "a" else nn.BatchNorm2d(width)
         self.conv2 = nn.Conv2d(width, width, 3, 1, 1, bias=False)
         self.bn2 = nn.BatchNorm2d(width)
+        self.IN = nn.InstanceNorm2d(width, affine=True) if ibn == "b" else None
         self.downsample = shortcut(before, width, stride, pooling=pooling)
 
     def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n e i j"]:
@@ -60,7 +68,8 @@ class BasicBlock(nn.Module):
         if self.pool > 1:
             y = F.avg_pool2d(y, self.pool)
         y = self.bn2(self.conv2(y))
-        return F.relu(y.add_(x if self.downsample is None else self.downsample(x)), inplace=True)
+        y = y.add_(x if self.downsample is None else self.downsample(x))
+        return F.relu(y if self.IN is None else self.IN(y), inplace=True)
 
 
 class Bottleneck(nn.Module):
@@ -68,16 +77,19 @@ class Bottleneck(nn.Module):
 
     expansion = 4
 
-    def __init__(self, before: int, width: int, stride: int, *, pooling: bool) -> None:
+    def __init__(
+        self, before: int, width: int, stride: int, *, pooling: bool, ibn: IBN | None = None
+    ) -> None:
         super().__init__()
         after = width * self.expansion
         self.pool = stride if pooling else 1
         self.conv1 = nn.Conv2d(before, width, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(width)
+        self.bn1 = InstanceBatchNorm(width) if ibn == "a" else nn.BatchNorm2d(width)
         self.conv2 = nn.Conv2d(width, width, 3, 1 if pooling else stride, 1, bias=False)
         self.bn2 = nn.BatchNorm2d(width)
         self.conv3 = nn.Conv2d(width, after, 1, bias=False)
         self.bn3 = nn.BatchNorm2d(after)
+        self.IN = nn.InstanceNorm2d(after, affine=True) if ibn == "b" else None
         self.downsample = shortcut(before, after, stride, pooling=pooling)
 
     def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n e i j"]:
@@ -87,7 +99,8 @@ class Bottleneck(nn.Module):
         if self.pool > 1:
             y = F.avg_pool2d(y, self.pool)
         y = self.bn3(self.conv3(y))
-        return F.relu(y.add_(x if self.downsample is None else self.downsample(x)), inplace=True)
+        y = y.add_(x if self.downsample is None else self.downsample(x))
+        return F.relu(y if self.IN is None else self.IN(y), inplace=True)
 
 
 class ResNet(nn.Module):
@@ -102,6 +115,9 @@ class ResNet(nn.Module):
         pooling: Average pools instead of strides, and the published head: a mean over windows of
             7 x 7 (or the map's side, if smaller) and then over the windows, so that the centre of a
             map counts more.
+        ibn: `a`: InstanceNorm for half of the channels after the first convolution of every block
+            of stages 1 to 3. `b`: three InstanceNorm layers, one instead of the stem's BatchNorm,
+            one after the addition at the end of stages 1 and 2 each.
     """
 
     places: ClassVar[dict[str, str]] = {
@@ -116,18 +132,21 @@ class ResNet(nn.Module):
         channels: int,
         *,
         pooling: bool = False,
+        ibn: IBN | None = None,
     ) -> None:
         super().__init__()
         self.pooling = pooling
         self.conv1 = nn.Conv2d(channels, 64, 7, 2, 3, bias=False)
-        self.bn1 = nn.BatchNorm2d(64)
+        self.bn1 = nn.InstanceNorm2d(64, affine=True) if ibn == "b" else nn.BatchNorm2d(64)
         self.maxpool = nn.MaxPool2d(3, 2, 1)
         before = 64
         for stage, depth in enumerate(depths):
             width, blocks = 64 * 2**stage, []
             for index in range(depth):
                 stride = 2 if stage > 0 and index == 0 else 1
-                blocks.append(block(before, width, stride, pooling=pooling))
+                mixed = {None: False, "a": stage < 3, "b": stage < 2 and index == depth - 1}[ibn]
+                kind = ibn if mixed else None
+                blocks.append(block(before, width, stride, pooling=pooling, ibn=kind))
                 before = width * block.expansion
             self.add_module(f"layer{stage + 1}", nn.Sequential(*blocks))
         self.num_features = before

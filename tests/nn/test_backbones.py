@@ -5,30 +5,53 @@ from torch import nn
 from evenfield.errors import InputError
 from evenfield.nn.backbones import BACKBONES, adapt_stem, build_backbone, load_weights
 from evenfield.nn.norm import batch_norms
+from evenfield.nn.places import places
 
 
 def num_parameters(model):
     return sum(p.numel() for p in model.parameters())
 
 
-@pytest.mark.parametrize("name", list(BACKBONES))
-def test_any_number_of_channels_and_the_promised_features(name):
-    for channels in (1, 7):
-        backbone, d = build_backbone(name, channels)
-        backbone.eval()
-        with torch.no_grad():
-            assert backbone(torch.randn(2, channels, 64, 64)).shape == (2, d)
+def shape_only(name, channels=3):
+    """A backbone without numbers in it, for counts and names."""
+    with torch.device("meta"):
+        return build_backbone(name, channels)
 
 
 @pytest.mark.parametrize("name", list(BACKBONES))
-def test_channels_last_stays_channels_last(name):
-    backbone, _ = build_backbone(name, 5)
+def test_any_number_of_channels_the_promised_features_and_channels_last(name):
+    backbone, d = build_backbone(name, 7)
     kernels = [p for p in backbone.parameters() if p.ndim == 4 and min(p.shape[1:]) > 1]
     assert all(k.is_contiguous(memory_format=torch.channels_last) for k in kernels)
+    backbone.eval()
+    with torch.no_grad():  # 32 pixels is the smallest side that every backbone promises
+        assert backbone(torch.randn(2, 7, 32, 32)).shape == (2, d)
+
+
+@pytest.mark.parametrize("name", list(BACKBONES))
+def test_places_follow_one_another_and_maps_never_grow(name):
+    backbone, _ = shape_only(name)
+    sides = {}
+    for place, module in places(backbone).items():
+        module.register_forward_hook(lambda _, __, y, at=place: sides.update({at: y.shape[2]}))
+    with torch.no_grad():
+        backbone(torch.empty(2, 3, 64, 64, device="meta"))
+    assert list(sides) == ["stem", "1", "2", "3", "4"][: len(sides)]
+    assert list(sides) == list(places(backbone))
+    assert sorted(sides.values(), reverse=True) == list(sides.values())
+
+
+@pytest.mark.parametrize("name", list(BACKBONES))
+def test_statistics_can_be_taken_over_by_adapters(name):
+    """Every running statistic belongs to a layer that `batch_norms` finds."""
+    backbone, _ = shape_only(name)
+    found = {f"{layer}.running_mean" for layer in batch_norms(backbone)}
+    assert found == {key for key in backbone.state_dict() if key.endswith("running_mean")}
+    assert found
 
 
 def test_sizes_of_the_published_variant():
-    backbone, d = build_backbone("resnet50-avgpool", 5)
+    backbone, d = shape_only("resnet50-avgpool", 5)
     assert d == 2048
     assert len(batch_norms(backbone)) == 53
     assert all(isinstance(m, nn.BatchNorm2d) for m in batch_norms(backbone).values())
@@ -39,15 +62,27 @@ def test_sizes_of_the_published_variant():
 
 
 def test_small_network_is_small():
-    backbone, d = build_backbone("cnn-small", 5)
+    backbone, d = shape_only("cnn-small", 5)
     assert d == 128
     assert num_parameters(backbone) == 186_400
 
 
-def test_published_sizes_without_classifier():
-    """torchvision: 11,689,512 and 25,557,032 parameters, less the classifiers' 1,000 classes."""
-    assert num_parameters(build_backbone("resnet18", 3)[0]) == 11_689_512 - 513_000
-    assert num_parameters(build_backbone("resnet50", 3)[0]) == 25_557_032 - 2_049_000
+@pytest.mark.parametrize(
+    ("name", "published", "d"),
+    [
+        ("resnet18", 11_689_512, 512),
+        ("resnet50", 25_557_032, 2048),
+        ("resnet18-ibn-a", 11_689_512, 512),  # scale and shift, whichever the norm
+        ("resnet50-ibn-a", 25_557_032, 2048),
+        ("resnet50-ibn-b", 25_557_032 + 2 * (256 + 512), 2048),  # two norms more
+        ("densenet121", 7_978_856, 1024),
+        ("densenet161", 28_681_000, 2208),
+    ],
+)
+def test_published_sizes_with_a_classifier_of_a_thousand_classes(name, published, d):
+    backbone, features = shape_only(name)
+    assert features == d
+    assert num_parameters(backbone) + 1000 * (d + 1) == published
 
 
 def torchvision_state(name, channels=3):
@@ -90,7 +125,7 @@ def torchvision_state(name, channels=3):
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet50"])
 def test_keys_and_shapes_are_those_of_torchvision(name):
-    backbone, _ = build_backbone(name, 3)
+    backbone, _ = shape_only(name)
     ours = {key: tuple(value.shape) for key, value in backbone.state_dict().items()}
     theirs = torchvision_state(name).items()
     assert ours == {key: tuple(v.shape) for key, v in theirs if not key.startswith("fc.")}
