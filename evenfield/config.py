@@ -35,8 +35,8 @@ class View:
             training (in units of the normalised image); 0 = off.
         colour: Strength of the colour jitter in training, on pixels in 0 to 1: brightness and
             contrast of each channel (and saturation of 3 channels) times 1 - s to 1 + s; 0 = off.
-        hed: Standard deviation of the stain jitter in training, in the space of hematoxylin, eosin
-            and DAB (red, green and blue channels only); 0 = off.
+        hed: Strength of the stain jitter in training: amounts of hematoxylin, eosin and DAB times
+            1 - s to 1 + s, plus -s to s (red, green and blue channels only); 0 = off.
     """
 
     normalise: Literal["image", "plate", "controls", "dataset", "unit"] = "dataset"
