@@ -1,4 +1,4 @@
-"""What the network may see of an image: normalisation, crops, flips, rotations, intensity jitter.
+"""What the network may see of an image: normalisation, crops, flips, rotations, random intensities.
 
 A batch stays integer until it is on the device: `read` takes (cropped) rows from the memory map
 into one contiguous array, `prepare` turns it there into normalised floats. Normalisation is one
@@ -13,6 +13,7 @@ from jaxtyping import Float, Int, Integer
 from torch import Tensor
 
 from evenfield.config import View
+from evenfield.data.colour import recolour
 from evenfield.data.normalise import Normaliser
 from evenfield.errors import InputError
 from evenfield.seeds import generator, numpy_generator
@@ -97,13 +98,17 @@ def prepare(
         train: Whether to augment.
 
     Raises:
-        InputError: Rotations of images that are not square.
+        InputError: Rotations of images that are not square; stain jitter without 3 channels.
     """
     image = raw.to(torch.float32, memory_format=torch.channels_last)
     if image is raw:
         image = image.clone()
     scale, shift = scale.to(image.device), shift.to(image.device)
     if train:
+        if view.colour or view.hed:
+            largest = torch.iinfo(raw.dtype).max
+            image = recolour(image.div_(largest), view, seed=seed)
+            scale = scale * largest
         turn(image, dihedral_codes(len(raw), view, seed))
         if view.jitter > 0:
             noise = torch.randn(2, *scale.shape, generator=generator(seed, "jitter"))
