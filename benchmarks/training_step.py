@@ -23,7 +23,8 @@ from evenfield.config import TrainConfig
 from evenfield.methods import METHODS
 from evenfield.nn.backbones import build_backbone
 from evenfield.seeds import generator
-from evenfield.train.loop import autocast_dtype, optimise, optimiser_for
+from evenfield.train.loop import autocast_dtype, optimise
+from evenfield.train.optimiser import optimiser_for
 from evenfield.types import UNKNOWN, Batch
 
 CHANNELS, CLASSES = 6, 8

@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
 
 import torch
@@ -14,6 +14,10 @@ import torch
 from evenfield.config import TrainConfig
 from evenfield.errors import InputError
 from evenfield.methods.base import Method
+from evenfield.nn.norm import sum_of
+from evenfield.train.average import Valley
+from evenfield.train.fish import Outer, by_domain
+from evenfield.train.optimiser import rate_share, resets, set_rates
 from evenfield.types import Batch, Losses
 
 
@@ -25,8 +29,10 @@ class Progress:
         step: Optimiser steps done.
         total: Optimiser steps of a run that is not stopped early.
         losses: Mean of each named part over the micro-batches of the step.
-        validation: Validation loss where this step ended an epoch, else None.
+        validation: What selects where this step ended an epoch, lower is better (the validation
+            loss, or the share of errors), else None.
         best: Whether that is the lowest so far.
+        found: All that this validation measured, the method's named parts among it.
     """
 
     step: int
@@ -34,6 +40,7 @@ class Progress:
     losses: dict[str, float]
     validation: float | None = None
     best: bool = False
+    found: dict[str, float] | None = None
 
 
 def device_of(name: str) -> torch.device:
@@ -60,23 +67,6 @@ def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
     return torch.bfloat16 if torch.ops.mkldnn._is_mkldnn_bf16_supported() else None
 
 
-def optimiser_for(method: Method, config: TrainConfig) -> torch.optim.Optimizer:
-    """Adam, fused; with decoupled weight decay where it is asked for."""
-    kind = torch.optim.AdamW if config.weight_decay else torch.optim.Adam
-    return kind(method.groups(), lr=config.lr, weight_decay=config.weight_decay, fused=True)
-
-
-def rate(config: TrainConfig, progress: float) -> float:
-    """The learning rate at a point of the run.
-
-    >>> rate(TrainConfig(lr=2.0, schedule="cosine"), 0.5)
-    1.0
-    """
-    if config.schedule == "cosine":
-        return config.lr * 0.5 * (1 + math.cos(math.pi * progress))
-    return config.lr
-
-
 def optimise(
     method: Method,
     optimiser: torch.optim.Optimizer,
@@ -86,9 +76,13 @@ def optimise(
     accumulate: int = 1,
     dtype: torch.dtype | None = None,
     start: int = 0,
-    rate_at: Callable[[float], float] | None = None,
+    share_at: Callable[[float], float] | None = None,
+    clip: float | None = None,
+    meta_lr: float | None = None,
 ) -> Iterator[dict[str, float]]:
     """Optimiser steps; each sums the gradients of `accumulate` batches, divided by their number.
+
+    Where the method says so (`reset_at`), the optimiser's state is cleared before a step, once.
 
     Args:
         method: In the mode in which it is handed over (train).
@@ -98,30 +92,72 @@ def optimise(
         accumulate: Batches for a step; 8 episodes of 8 plates in CS-ARM-BN.
         dtype: Of autocast; None = off.
         start: Steps done before.
-        rate_at: Learning rate by progress; None leaves it.
+        share_at: Share of the learning rate by progress; None leaves it.
+        clip: Largest norm of the gradient.
+        meta_lr: Fish: a step is one inner step for each domain of each batch, then this share of
+            the way to where they lead; None = plain steps.
 
     Yields:
         The named parts of the loss, mean over the step's batches, `total` among them.
     """
     stream = iter(batches)
+    weights = [p for group in optimiser.param_groups for p in group["params"]]
+    outer = None if meta_lr is None else Outer(weights, meta_lr)
+
+    def backward(batch: Batch, progress: float, divisor: int) -> dict[str, torch.Tensor]:
+        with torch.autocast(
+            batch.image.device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None
+        ):
+            losses = method.losses(batch, progress=progress)
+        (losses.total / divisor).backward()
+        named = [("total", losses.total), *losses.parts.items()]
+        return {name: part.detach().float() for name, part in named}
+
+    def move() -> None:
+        if clip is not None:
+            torch.nn.utils.clip_grad_norm_(weights, clip)
+        optimiser.step()
+
     for step in range(start, total):
         progress = step / max(total, 1)
-        if rate_at is not None:
-            for group in optimiser.param_groups:
-                group["lr"] = rate_at(progress)
-        optimiser.zero_grad(set_to_none=True)
-        sums: dict[str, torch.Tensor] = {}
-        for batch in islice(stream, accumulate):
-            with torch.autocast(
-                batch.image.device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None
-            ):
-                losses = method.losses(batch, progress=progress)
-            (losses.total / accumulate).backward()
-            for name, part in [("total", losses.total), *losses.parts.items()]:
-                sums[name] = sums.get(name, torch.zeros(())) + part.detach().float().cpu()
-        optimiser.step()
+        if resets(method.reset_at, step, total):
+            optimiser.state.clear()
+        if share_at is not None:
+            set_rates(optimiser, share_at(progress))
+        passes = islice(stream, accumulate)
+        if outer is None:
+            optimiser.zero_grad(set_to_none=True)
+            found = [backward(batch, progress, accumulate) for batch in passes]
+            move()
+        else:
+            found = []
+            with outer.moving():
+                for part in chain.from_iterable(map(by_domain, passes)):
+                    optimiser.zero_grad(set_to_none=True)
+                    found.append(backward(part, progress, 1))
+                    move()
         method.after_step(progress)
-        yield {name: value.item() / accumulate for name, value in sums.items()}
+        yield means(found)
+
+
+def means(found: list[dict[str, torch.Tensor]]) -> dict[str, float]:
+    """Named means over passes; a part that a pass lacks counts as 0 there."""
+    names = list(dict.fromkeys(name for parts in found for name in parts))
+    device = found[0]["total"].device
+    zero = torch.zeros((), device=device)
+    sums = [sum_of(parts.get(name, zero).to(device) for parts in found) for name in names]
+    # One transfer for all of them: each would wait for the device.
+    values = torch.stack(sums).tolist()
+    return {name: value / len(found) for name, value in zip(names, values, strict=True)}
+
+
+def selecting(found: dict[str, float], select_by: str) -> float:
+    """What selection keeps lowest of a validation: its loss, or its share of errors.
+
+    >>> selecting({"loss": 1.2, "accuracy": 0.75}, "accuracy")
+    0.25
+    """
+    return found["loss"] if select_by == "loss" else 1.0 - found[select_by]
 
 
 def steps(method: Method, batches: Iterable[Batch], *, total: int, lr: float) -> Iterator[Losses]:
@@ -142,7 +178,7 @@ class State:
 
     Attributes:
         step: Optimiser steps done.
-        best: Lowest validation loss; infinity before the first.
+        best: What selects, at its lowest; infinity before the first validation.
         best_step: When it was reached.
         waited: Epochs since.
         stopped: Whether early stopping ended the run.
@@ -163,10 +199,11 @@ def run(
     state: State,
     *,
     passes_per_epoch: int,
-    validate: Callable[[], float],
+    validate: Callable[[], dict[str, float]],
     save: Callable[[str], None],
+    valley: Valley | None = None,
 ) -> Iterator[Progress]:
-    """Train to the last epoch or until patience ends; keep the weights of the lowest validation.
+    """Train to the last epoch or until patience ends; keep the weights of the best validation.
 
     Args:
         method: On its device.
@@ -175,8 +212,9 @@ def run(
         config: The run's settings.
         state: Changed in place.
         passes_per_epoch: Batches in an epoch; an incomplete last group of `accumulate` is left.
-        validate: The validation loss, in the mode in which the method is to be used.
+        validate: What a validation finds, in the mode in which the method is to be used.
         save: Called with `best` and `last`; must write atomically.
+        valley: Averages the weights (SWAD); the run ends where its valley does.
     """
     per_epoch = max(1, passes_per_epoch // config.accumulate)
     total = per_epoch * config.epochs
@@ -193,7 +231,9 @@ def run(
         accumulate=config.accumulate,
         dtype=dtype,
         start=state.step,
-        rate_at=lambda progress: rate(config, progress),
+        share_at=lambda progress: rate_share(config, progress),
+        clip=config.clip,
+        meta_lr=config.meta_lr,
     )
     for parts in stream:
         state.step += 1
@@ -203,10 +243,13 @@ def run(
                 f"the loss is {parts['total']} at step {state.step}",
                 fix="lower --train.lr, or train in float32 (--train.precision float32)",
             )
+        if valley is not None:
+            valley.add()
         if state.step % per_epoch == 0:
             method.eval()
-            value = validate()
+            found = validate()
             method.train()
+            value = selecting(found, config.select_by)
             best = value < state.best
             if best:
                 state.best, state.best_step, state.waited = value, state.step, 0
@@ -214,7 +257,10 @@ def run(
             else:
                 state.waited += 1
                 state.stopped = state.waited >= config.patience
-            note = replace(note, validation=value, best=best)
+            if valley is not None:
+                valley.close(found["loss"])
+                state.stopped = state.stopped or valley.ended
+            note = replace(note, validation=value, best=best, found=found)
         due = time.monotonic() - saved >= config.checkpoint_seconds
         if due or state.stopped or state.step == total:
             save("last")

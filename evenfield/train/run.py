@@ -4,113 +4,32 @@ from __future__ import annotations
 
 import json
 import os
+import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, fields
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import torch
 
-from evenfield.config import Regime, RunConfig, config_hash, to_dict
-from evenfield.data.dataset import Reader, batches
+from evenfield.config import RunConfig, TrainConfig, config_hash, to_dict
+from evenfield.data.dataset import batches
 from evenfield.data.manifest import Roles
-from evenfield.data.sampler import Episodes, Sampler, Shuffled
-from evenfield.data.split import Split, Units, contexts_for, make_split, units
+from evenfield.data.sampler import Sampler
 from evenfield.data.store import Screen
-from evenfield.data.transforms import Normaliser
-from evenfield.errors import InputError
+from evenfield.errors import EvenfieldWarning, InputError
 from evenfield.files import write_json
 from evenfield.methods.base import Method
 from evenfield.train import checkpoint
+from evenfield.train.average import STATISTICS_PASSES, Valley, measure_statistics
 from evenfield.train.calibrate import calibrate, control_reference
 from evenfield.train.checkpoint import Model
-from evenfield.train.loop import Progress, State, device_of, optimiser_for, run
-from evenfield.types import Batch
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Setup:
-    """What a run works on; the same for training, validation and judging."""
-
-    screen: Screen
-    coded: Units
-    split: Split
-    reader: Reader
-    method: Method
-
-
-def prepare_run(screen: Screen, config: RunConfig, roles: Roles) -> Setup:
-    """Split, fit the normaliser on the training rows, and build the method.
-
-    Raises:
-        InputError: The split, the roles or a setting cannot be used.
-    """
-    device = device_of(config.train.device)
-    coded = units(screen.manifest, roles, exclude=config.split.exclude, column=config.split.column)
-    split = make_split(coded, config.split)
-    normaliser = Normaliser.fit(screen, split.train, config.view)
-    reader = Reader(screen, coded, config.view, normaliser, device)
-    method = checkpoint.build_method(
-        config, num_channels=len(screen.channels), num_classes=len(coded.classes)
-    )
-    side = config.view.crop or min(screen.shape[1:])
-    if side < method.needs.smallest_side:
-        raise InputError(
-            f"{config.method} needs images of {method.needs.smallest_side} pixels or more; these "
-            f"have {side}",
-            fix="use a larger crop or larger images",
-        )
-    if method.needs.unit and config.view.normalise != "unit":
-        raise InputError(
-            f"{config.method} works on pixels in 0 to 1, and the view normalises by "
-            f"{config.view.normalise!r}",
-            fix="give --view.normalise unit",
-        )
-    return Setup(screen=screen, coded=coded, split=split, reader=reader, method=method.to(device))
-
-
-def sampler_for(setup: Setup, config: RunConfig) -> Sampler:
-    """Episodes of one plate where the method asks for them, else all plates shuffled."""
-    train = config.train
-    rows = setup.split.train
-    label = setup.coded.label if train.balance == "class" else None
-    if not setup.method.needs.one_context:
-        return Shuffled(rows, size=train.num_perturbed, seed=train.seed, label=label)
-    perturbed = setup.coded.by_context(rows)
-    return Episodes(
-        perturbed,
-        {name: setup.coded.controls_of(name) for name in perturbed},
-        num_perturbed=train.num_perturbed,
-        num_controls=train.num_controls if setup.method.needs.controls else 0,
-        seed=train.seed,
-        ratio=train.ratio,
-        label=label,
-    )
-
-
-def validation_batches(setup: Setup, config: RunConfig) -> list[np.ndarray]:
-    """Rows of the validation batches, fixed over the run: episodes like those of the training."""
-    rows, train = setup.split.validation, config.train
-    if not setup.method.needs.one_context:
-        return [rows[start : start + 256] for start in range(0, len(rows), 256)]
-    sizes = {len(part) for part in setup.coded.by_context(rows).values()}
-    regime = Regime(
-        num_images=min([train.num_perturbed, *sizes]),
-        num_controls=train.num_controls if setup.method.needs.controls else 0,
-    )
-    contexts = contexts_for(setup.coded, rows, regime, seed=config.split.seed)
-    return [np.concatenate([item.perturbed, item.controls]) for item in contexts]
-
-
-def validation_loss(method: Method, fixed: list[Batch]) -> float:
-    """Mean loss over the labelled validation images, in the mode that the method trains for."""
-    total, count = 0.0, 0
-    with torch.no_grad():
-        for batch in fixed:
-            num = int((batch.label >= 0).sum())
-            total += float(method.losses(batch, progress=1.0).total) * num
-            count += num
-    return total / max(count, 1)
+from evenfield.train.fish import check_fish
+from evenfield.train.loop import Progress, State, autocast_dtype, device_of, run
+from evenfield.train.optimiser import optimiser_for
+from evenfield.train.setup import Setup, prepare_run, sampler_for
+from evenfield.train.validate import Fixed, validate, validation_rows
 
 
 def fit(
@@ -131,19 +50,26 @@ def fit(
         InputError: `out` holds another run, or the configuration cannot be used.
         StorageError: The disk is full.
     """
-    roles = roles or screen.roles
-    _claim(out, screen, config, roles)
-    best, last = out / "best.pt", out / "last.pt"
+    roles, train = roles or screen.roles, config.train
+    about = {
+        "config": to_dict(config),
+        "hash": config_hash(config),
+        "screen": screen.fingerprint,
+        "roles": to_dict(roles),
+    }
+    _refuse_other(out, about)
+    best = out / "best.pt"
     if best.exists() and checkpoint.load(best).get("finished"):
-        return checkpoint.open_model(best, device=device_of(config.train.device))
+        return checkpoint.open_model(best, device=device_of(train.device))
     setup = prepare_run(screen, config, roles)
-    method, state = setup.method, State()
-    optimiser = optimiser_for(method, config.train)
-    if last.exists():
-        content = checkpoint.load(last)
-        checkpoint.restore(method, content["method"], last)
-        optimiser.load_state_dict(content["optimiser"])
-        state = State(**content["state"])
+    method, sampler = setup.method, sampler_for(setup, train)
+    if train.meta_lr is not None:
+        check_fish(method, train.meta_lr)
+    optimiser = optimiser_for(method, train)
+    valley = Valley(method) if train.average == "swad" else None
+    state = _resume(out / "last.pt", method, optimiser, valley)
+    if not (out / "run.json").exists():  # every setting has been found usable
+        write_json(out / "run.json", about)
     fixed_part = checkpoint.describe(
         config, screen, roles, setup.coded.classes, setup.reader.normaliser
     )
@@ -152,55 +78,92 @@ def fit(
         content = {**fixed_part, "method": method.state_dict(), "state": asdict(state)}
         if which == "last":
             content["optimiser"] = optimiser.state_dict()
+            if valley is not None:
+                content["valley"] = valley.state()
         checkpoint.save(out / f"{which}.pt", content)
 
-    sampler = sampler_for(setup, config)
-    fixed = [setup.reader.batch(rows) for rows in validation_batches(setup, config)]
-    stream = batches(
-        setup.reader,
-        sampler,
-        seed=config.train.seed,
-        start=state.step * config.train.accumulate,
-    )
+    fixed = Fixed(setup.reader, validation_rows(setup, config))
+    stream = batches(setup.reader, sampler, seed=train.seed, start=state.step * train.accumulate)
     with _history(out, state.step) as write:
         for note in run(
             method,
             optimiser,
             stream,
-            config.train,
+            train,
             state,
             passes_per_epoch=sampler.passes_per_epoch,
-            validate=lambda: validation_loss(method, fixed),
+            validate=lambda: validate(method, fixed, train.select_by),
             save=save,
+            valley=valley,
         ):
             if note.validation is not None:
                 write(note)
             if on_progress is not None:
                 on_progress(note)
-    return _finish(out, setup, config)
+    return _finish(best, setup, config, sampler, valley)
 
 
-def _finish(out: Path, setup: Setup, config: RunConfig) -> Model:
-    """Take the best weights and learn what adapters and the shift score need; mark as finished."""
-    path = out / "best.pt"
-    content = checkpoint.load(path)
-    checkpoint.restore(setup.method, content["method"], path)
-    method = setup.method.eval()
+def _resume(
+    last: Path, method: Method, optimiser: torch.optim.Optimizer, valley: Valley | None
+) -> State:
+    """Put everything back to where a killed run was; the state of a new run if there is none."""
+    if not last.exists():
+        return State()
+    content = checkpoint.load(last)
+    checkpoint.restore(method, content["method"], last)
+    optimiser.load_state_dict(content["optimiser"])
+    if valley is not None:
+        valley.restore(content["valley"])
+    return State(**content["state"])
+
+
+def _finish(
+    best: Path, setup: Setup, config: RunConfig, sampler: Sampler, valley: Valley | None
+) -> Model:
+    """Take the weights to keep and learn what adapters and the shift score need; mark as finished.
+
+    The weights are the best by validation, or their average in the valley of the loss.
+    """
+    content, method = checkpoint.load(best), setup.method
+    if valley is not None and valley.num:
+        valley.put()
+        _measure_statistics(setup, config.train, sampler)
+        content["method"] = method.state_dict()
+        content["averaged"] = valley.num
+    else:
+        if valley is not None:
+            warnings.warn(
+                "the validation loss found no valley (three validations in a row without a lower "
+                "one): the best single weights are kept, nothing is averaged",
+                EvenfieldWarning,
+                stacklevel=3,
+            )
+        checkpoint.restore(method, content["method"], best)
+    method.eval()
     content["calibration"] = calibrate(method, setup.reader, setup.split.train, config.train)
     content["reference"] = control_reference(method.predictor, setup.reader, setup.split.train)
     content["finished"] = True
-    checkpoint.save(path, content)
-    return checkpoint.open_model(path, device=device_of(config.train.device))
+    checkpoint.save(best, content)
+    return checkpoint.open_model(best, device=device_of(config.train.device))
 
 
-def _claim(out: Path, screen: Screen, config: RunConfig, roles: Roles) -> None:
-    """Write `run.json`, or make sure that the folder holds this very run."""
-    about = {
-        "config": to_dict(config),
-        "hash": config_hash(config),
-        "screen": screen.fingerprint,
-        "roles": to_dict(roles),
-    }
+def _measure_statistics(setup: Setup, train: TrainConfig, sampler: Sampler) -> None:
+    """Running statistics of averaged weights over the first passes of the training."""
+    num = min(STATISTICS_PASSES, sampler.passes_per_epoch)
+    stream = islice(batches(setup.reader, sampler, seed=train.seed), num)
+    dtype = autocast_dtype(train.precision, setup.reader.device)
+    with torch.autocast(
+        setup.reader.device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None
+    ):
+        measure_statistics(setup.method, stream)
+
+
+def _refuse_other(out: Path, about: dict[str, Any]) -> None:
+    """Make sure that the folder is empty or holds this very run.
+
+    Raises:
+        InputError: It holds another run, or something else.
+    """
     path = out / "run.json"
     if path.exists():
         there = json.loads(path.read_text(encoding="utf-8"))
@@ -219,7 +182,6 @@ def _claim(out: Path, screen: Screen, config: RunConfig, roles: Roles) -> None:
             f"the output folder {out} exists and holds something else",
             fix="choose another folder, or empty this one",
         )
-    write_json(path, about)
 
 
 class _history:

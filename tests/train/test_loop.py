@@ -9,7 +9,7 @@ from evenfield.config import TrainConfig
 from evenfield.data.fake import fake_batch
 from evenfield.errors import InputError
 from evenfield.methods import METHODS
-from evenfield.train.loop import State, device_of, optimise, rate, run, steps
+from evenfield.train.loop import State, device_of, means, optimise, run, steps
 from evenfield.types import Losses
 
 
@@ -50,10 +50,43 @@ def test_steps_learn(method):
     assert history[-1] < 0.5 * history[0]
 
 
-@pytest.mark.parametrize(("at", "share"), [(0.0, 1.0), (0.5, 0.5), (1.0, 0.0)])
-def test_cosine(at, share):
-    assert rate(TrainConfig(lr=2.0, schedule="cosine"), at) == pytest.approx(2.0 * share)
-    assert rate(TrainConfig(lr=2.0), at) == 2.0
+def test_a_part_that_a_pass_lacks_counts_as_nothing_there():
+    one = {"total": torch.tensor(3.0), "guard": torch.tensor(1.0)}
+    assert means([one, {"total": torch.tensor(1.0)}]) == {"total": 2.0, "guard": 0.5}
+
+
+def test_the_gradient_is_clipped_once_for_all_passes_of_a_step(method):
+    batches = [fake_batch(method.needs, seed=seed) for seed in range(2)]
+    method.eval()
+    frozen = torch.optim.SGD(method.parameters(), lr=0.0)
+    list(optimise(method, frozen, batches, total=1, accumulate=2))
+    whole = gradients(method)
+    norm = torch.linalg.vector_norm(torch.cat([g.flatten() for g in whole]))
+    list(optimise(method, frozen, batches, total=1, accumulate=2, clip=float(norm) / 4))
+    for one, two in zip(gradients(method), whole, strict=True):
+        torch.testing.assert_close(one, two / 4, rtol=1e-3, atol=1e-7)
+    list(optimise(method, frozen, batches, total=1, accumulate=2, clip=float(norm) * 2))
+    for one, two in zip(gradients(method), whole, strict=True):
+        torch.testing.assert_close(one, two)
+
+
+@pytest.mark.parametrize("at", [0.0, 0.3, 0.31, 1.0])
+@pytest.mark.parametrize("start", [0, 3, 4])
+def test_the_state_is_cleared_exactly_once_where_the_method_says_so(method, at, start, monkeypatch):
+    monkeypatch.setattr(type(method), "reset_at", at)
+    optimiser = torch.optim.Adam(method.parameters(), lr=1e-3)
+    batches = (fake_batch(method.needs, seed=seed) for seed in range(10))
+    first = next(iter(method.parameters()))
+    ages = []
+    for _ in optimise(method, optimiser, batches, total=10, start=start):
+        ages.append(int(optimiser.state[first]["step"]))
+    # The age of Adam's moments falls to 1 at the first step with progress >= at, and only there.
+    due = [step for step in range(start, 10) if step / 10 >= at and (step - 1) / 10 < at]
+    expected, age = [], 0
+    for step in range(start, 10):
+        age = 1 if step in due else age + 1
+        expected.append(age)
+    assert ages == expected
 
 
 def test_a_loss_that_is_not_finite_stops_with_advice(method):
@@ -68,6 +101,8 @@ def test_a_loss_that_is_not_finite_stops_with_advice(method):
         def after_step(self, progress):
             pass
 
+        reset_at = None
+
     broken = Broken()
     batch = fake_batch(method.needs)
     config = replace(TrainConfig(), epochs=1, accumulate=1, precision="float32")
@@ -80,7 +115,7 @@ def test_a_loss_that_is_not_finite_stops_with_advice(method):
                 config,
                 State(),
                 passes_per_epoch=4,
-                validate=lambda: 0.0,
+                validate=lambda: {},
                 save=lambda which: None,
             )
         )

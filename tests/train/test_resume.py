@@ -97,17 +97,17 @@ def test_patience_stops_and_the_best_weights_are_kept(tiny, tmp_path):
 def test_kill_minus_nine_at_any_moment(tiny, tmp_path):
     """The process is killed while it trains; what is left is whole, and the run goes on."""
     script = (
-        "import sys; from pathlib import Path; from tests.train.test_resume import CONFIG\n"
+        "import sys; from pathlib import Path; from test_resume import CONFIG\n"
         "from evenfield.data.store import Screen; from evenfield.train.run import fit\n"
         "fit(Screen.open(Path(sys.argv[1])), CONFIG, Path(sys.argv[2]),"
         " on_progress=lambda note: print(note.step, flush=True))"
     )
-    root = Path(__file__).parents[2]
+    here = Path(__file__).parent
     out = tmp_path / "killed"
     process = subprocess.Popen(
         [sys.executable, "-c", script, str(tiny.folder), str(out)],
-        cwd=root,
-        env={**os.environ, "PYTHONPATH": str(root)},
+        cwd=here.parents[1],
+        env={**os.environ, "PYTHONPATH": str(here)},
         stdout=subprocess.PIPE,
         text=True,
     )

@@ -1,0 +1,112 @@
+"""What selects the model on validation rows: loss, accuracy, or that of the worst domain."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from evenfield.adapt import ADAPTERS
+from evenfield.config import Regime, RunConfig
+from evenfield.data.dataset import Reader
+from evenfield.data.split import contexts_for
+from evenfield.data.transforms import crop_sides
+from evenfield.methods.base import Method
+from evenfield.train.setup import Setup
+from evenfield.types import UNKNOWN, Batch, Context
+
+SelectBy = Literal["loss", "accuracy", "worst-domain"]
+ROWS = 256
+
+
+def validation_rows(setup: Setup, config: RunConfig) -> list[np.ndarray]:
+    """Rows of the validation batches, fixed over the run.
+
+    Episodes like those of the training for a method that is deployed with a context's statistics,
+    else blocks of rows.
+    """
+    rows, train, method = setup.split.validation, config.train, setup.method
+    if not method.needs.one_context and method.native == "source":
+        return [rows[start : start + ROWS] for start in range(0, len(rows), ROWS)]
+    sizes = {len(part) for part in setup.coded.by_context(rows).values()}
+    regime = Regime(
+        num_images=min([train.num_perturbed, *sizes]),
+        num_controls=train.num_controls if method.needs.controls else 0,
+    )
+    contexts = contexts_for(setup.coded, rows, regime, seed=config.split.seed)
+    return [np.concatenate([item.perturbed, item.controls]) for item in contexts]
+
+
+class Fixed:
+    """The validation batches, the same each time.
+
+    While they are small they stay on the device as they are; else they are read again each time
+    (the images of the WILDS validation sets take 4 to 8 GB).
+
+    Args:
+        reader: Of the screen.
+        rows: Of each batch.
+        most: Bytes that may stay.
+    """
+
+    def __init__(self, reader: Reader, rows: Sequence[np.ndarray], *, most: int = 2**30) -> None:
+        self._reader, self._rows = reader, rows
+        height, width = crop_sides(reader.view, *reader.screen.shape[1:])
+        num_bytes = 4 * sum(map(len, rows)) * reader.screen.shape[0] * height * width
+        self._kept = [reader.batch(part) for part in rows] if num_bytes <= most else None
+
+    def __iter__(self) -> Iterator[Batch]:
+        """The batches, one after the other."""
+        return iter(self._kept) if self._kept is not None else map(self._reader.batch, self._rows)
+
+
+@torch.no_grad()
+def validate(
+    method: Method, fixed: Iterable[Batch], select_by: SelectBy = "loss"
+) -> dict[str, float]:
+    """Judge a method in eval mode, in the mode that it is deployed in.
+
+    Args:
+        method: In eval mode.
+        fixed: The validation batches; one context each where the native adapter reads one.
+        select_by: What has to be there; accuracies cost a second forward pass, and are left out
+            where the loss selects.
+
+    Returns:
+        `loss`: all that the method minimises at the end of its training, mean over labelled
+        images; each named part of it; `accuracy` and `worst-domain` (the lowest accuracy of a
+        domain).
+    """
+    sums: dict[str, float] = {}
+    total = 0
+    right: list[Tensor] = []
+    domain: list[Tensor] = []
+    for batch in fixed:
+        num = int((batch.label != UNKNOWN).sum())
+        losses = method.losses(batch, progress=1.0)
+        for name, part in [*losses.parts.items(), ("loss", losses.total)]:
+            sums[name] = sums.get(name, 0.0) + float(part) * num
+        total += num
+        if select_by != "loss":
+            scored = (batch.label != UNKNOWN) & ~batch.is_control
+            right.append((logits(method, batch).argmax(1) == batch.label)[scored].float().cpu())
+            domain.append(batch.domain[scored].cpu())
+    found = {name: value / max(total, 1) for name, value in sums.items()}
+    if right:
+        hit, place = torch.cat(right), torch.cat(domain).unique(return_inverse=True)[1]
+        found["accuracy"] = float(hit.mean())
+        by_domain = torch.zeros(int(place.max()) + 1).index_add(0, place, hit) / place.bincount()
+        found["worst-domain"] = float(by_domain.min())
+    return found
+
+
+def logits(method: Method, batch: Batch) -> Tensor:
+    """(n, k) outputs for the images as deployed: after the native adapter, without labels."""
+    if method.native == "source":
+        return method.predictor(batch.image)
+    rule = ADAPTERS[method.native]
+    context = Context(image=batch.image, is_control=batch.is_control, name="validation")
+    return rule(rule.Config()).fit(method.predictor, context).predict(batch.image)
