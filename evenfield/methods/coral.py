@@ -22,6 +22,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from evenfield.methods.base import METHODS, Method, check_range, cross_entropy
+from evenfield.nn.distances import covariance
 from evenfield.types import Batch, Losses, Needs
 
 
@@ -55,24 +56,12 @@ class DeepCORAL(Method):
         return Losses(total=total, parts={"risk": risk, "coral": coral})
 
 
-def coral_distance(s: Float[Tensor, "n_s d"], t: Float[Tensor, "n_t d"]) -> Float[Tensor, ""]:
-    """The CORAL loss, Eq. (1): |C_s - C_t|_F^2 / (4 d^2), with C from Eqs. (2) and (3).
-
-    >>> x = torch.tensor([[0.0, 0.0], [2.0, 0.0]])
-    >>> coral_distance(x, x + 5.0)  # it is blind to the means
-    tensor(0.)
-    >>> coral_distance(x, 2 * x)  # C_s - C_t = diag(2 - 8, 0): 36 / (4 * 4)
-    tensor(2.2500)
-    """
-    gap_dd = covariance(s) - covariance(t)
-    return gap_dd.square().sum() / (4 * s.shape[1] ** 2)
-
-
 def mean_pairwise_coral(z: Float[Tensor, "n d"], domain: Int[Tensor, " n"]) -> Float[Tensor, ""]:
     """The mean of Eq. (1) over the pairs of domains with two items or more; 0 if no pair.
 
-    The squared distances of m matrices, averaged over their pairs, are 2 / (m - 1) times the
-    summed squared distances to their mean: so m differences are held and not m (m - 1) / 2.
+    For one pair it is `nn.distances.coral_distance`. The squared distances of m matrices, averaged
+    over their pairs, are 2 / (m - 1) times the summed squared distances to their mean: so m
+    differences are held and not m (m - 1) / 2.
 
     >>> x = torch.tensor([[0.0, 0.0], [2.0, 0.0]])
     >>> z = torch.cat([x, 2 * x, x])  # the three pairs: 2.25, 0, 2.25
@@ -85,13 +74,3 @@ def mean_pairwise_coral(z: Float[Tensor, "n d"], domain: Int[Tensor, " n"]) -> F
     c_mdd = torch.stack([covariance(group) for group in groups])
     spread = (c_mdd - c_mdd.mean(0)).square().sum()
     return 2 / (len(groups) - 1) * spread / (4 * z.shape[1] ** 2)
-
-
-def covariance(z: Float[Tensor, "n d"]) -> Float[Tensor, "d d"]:
-    """The unbiased covariance of Eqs. (2) and (3), (Z'Z - (1'Z)'(1'Z) / n) / (n - 1).
-
-    >>> covariance(torch.tensor([[1.0], [3.0]]))
-    tensor([[2.]])
-    """
-    centred = z - z.mean(0)
-    return centred.T @ centred / (len(z) - 1)

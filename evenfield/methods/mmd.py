@@ -25,10 +25,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from evenfield.methods.base import METHODS, Method, check_range, cross_entropy
+from evenfield.nn.distances import kernel
 from evenfield.types import Batch, Losses, Needs
-
-GAMMAS = (1e-3, 1e-2, 1e-1, 1e0, 1e1, 1e2, 1e3)
-"""The widths of DomainBed's kernels."""
 
 
 @METHODS.register("mmd")
@@ -59,17 +57,6 @@ class MMD(Method):
             mmd = mean_pairwise_mmd(z_nd.float(), batch.domain)
         total = risk + self.config.weight * mmd
         return Losses(total=total, parts={"risk": risk, "mmd": mmd})
-
-
-def kernel(z: Float[Tensor, "n d"]) -> Float[Tensor, "n n"]:
-    """The sum over gamma of exp(-gamma |x - y|^2).
-
-    >>> kernel(torch.zeros(1, 2))  # a point and itself: 1 for each of the seven widths
-    tensor([[7.]])
-    """
-    # Not through a product of matrices: the distance of equal features must be exactly 0.
-    distance = torch.cdist(z, z, compute_mode="donot_use_mm_for_euclid_dist").square()
-    return torch.stack([torch.exp(-gamma * distance) for gamma in GAMMAS]).sum(0)
 
 
 def mean_pairwise_mmd(z: Float[Tensor, "n d"], domain: Int[Tensor, " n"]) -> Float[Tensor, ""]:
