@@ -136,7 +136,7 @@ _PNG_RGBA = b"\x06"
 
 
 def check_image(
-    image: np.ndarray, name: str, channels: tuple[str, ...], absent: Collection[int] = ()
+    image: np.ndarray, name: str, channels: tuple[str, ...], may_be_empty: Collection[int] = ()
 ) -> None:
     """Refuse an image that measured nothing.
 
@@ -144,7 +144,7 @@ def check_image(
         image: (C, H, W).
         name: For the message.
         channels: C names, for the message.
-        absent: Numbers of channels that were not recorded: only these may be empty.
+        may_be_empty: Numbers of channels that are not looked at for being empty.
 
     Raises:
         InputError: There is another number of channels, or a channel holds NaN or infinite
@@ -156,7 +156,7 @@ def check_image(
             fix="name as many channels as the files hold",
         )
     for number, (channel, plane) in enumerate(zip(channels, image, strict=True)):
-        if number in absent:
+        if number in may_be_empty:
             continue
         low, high = plane.min(), plane.max()
         if not (np.isfinite(low) and np.isfinite(high)):

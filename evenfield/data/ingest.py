@@ -120,8 +120,8 @@ class _Decoder:
 
     def _field(self, row: int) -> np.ndarray:
         field = self._listing.read(row)
-        absent = self._listing.absent(row)
-        check_image(field, self._listing.name(row), self._listing.channels, absent)
+        listing = self._listing
+        check_image(field, listing.name(row), listing.channels, listing.may_be_empty(row))
         return field
 
     def _fault(self, row: int, error: InputError) -> None:

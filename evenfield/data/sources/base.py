@@ -31,7 +31,8 @@ class Listing:
         pixel_size_um: Side of a pixel of the files in micrometres, where known.
         provenance: What else is worth knowing about where it comes from.
         notes: What was left out or is doubtful: said as warnings.
-        absent: Row to the numbers of the channels that were never recorded and are stored as 0.
+        may_be_empty: Row to the numbers of the channels that may be empty: never recorded and
+            stored as 0, or part of a release that is kept whole.
     """
 
     manifest: pd.DataFrame
@@ -42,7 +43,7 @@ class Listing:
     pixel_size_um: float | None = None
     provenance: dict[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
-    absent: Callable[[int], Collection[int]] = lambda _: ()
+    may_be_empty: Callable[[int], Collection[int]] = lambda _: ()
 
 
 class Reader(ABC):
