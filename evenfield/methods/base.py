@@ -28,12 +28,14 @@ class Method(nn.Module, ABC):
     Attributes:
         needs: What a batch must hold.
         learns_to: How far the loss must fall on one fixed batch (contract suite), as a fraction.
+        tested_with: The settings of the contract suite, where the defaults are slow on a CPU.
         predictor: What is kept of the training: the model that adapters and `predict` use.
     """
 
     name: ClassVar[str]
     needs: ClassVar[Needs] = Needs()
     learns_to: ClassVar[float] = 0.5
+    tested_with: ClassVar[dict[str, Any]] = {}
 
     @dataclass(frozen=True, slots=True, kw_only=True)
     class Config:

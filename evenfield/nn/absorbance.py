@@ -6,11 +6,14 @@ absorbance, is a sum over stains (Beer and Lambert). In fluorescence the light i
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+
+from evenfield.errors import EvenfieldWarning, InputError
 
 DARKEST = 1e-6
 HIGHEST = 6.0
@@ -54,3 +57,22 @@ class Signal:
         """The float32 pixels of a signal, clipped to 0 to 1 unless told otherwise."""
         image = to_transmittance(signal) if self.absorbance else signal.float()
         return image.clamp(0, 1) if clip else image
+
+    def check(self, image: Float[Tensor, "n c h w"]) -> None:
+        """Refuse pixels that are clearly not in 0 to 1; warn of brightfield as dark as dyes.
+
+        Jitter may lead a little outside: only values below -2 and above 3 are refused.
+        """
+        low, high, mean = torch.stack([*image.aminmax(), image.mean()]).tolist()
+        if low < -2 or high > 3:
+            raise InputError(
+                f"pixels in 0 to 1 are wanted, these go from {low:.3g} to {high:.3g}",
+                fix="normalise by the range of the pixel type (--view.normalise unit)",
+            )
+        if self.absorbance and mean < 0.1:
+            warnings.warn(
+                f"the mean pixel of a batch is {mean:.2g}, dark as in fluorescence, and "
+                "absorbance is on: for fluorescence set --options.absorbance False",
+                EvenfieldWarning,
+                stacklevel=3,
+            )

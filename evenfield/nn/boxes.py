@@ -7,8 +7,10 @@ ICCV 2019, https://arxiv.org/abs/1905.04899.
 from __future__ import annotations
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
+
+from evenfield.types import UNKNOWN
 
 
 def draw_boxes(
@@ -36,3 +38,19 @@ def draw_boxes(
         at = torch.arange(side)
         spans.append((at >= low[:, None]) & (at < (low + length)[:, None]))
     return (spans[0][:, :, None] & spans[1][:, None, :])[:, None]
+
+
+def cut_mixed(
+    image: Float[Tensor, "n c h w"], label: Int[Tensor, " n"], random: torch.Generator
+) -> tuple[Float[Tensor, "n c h w"], Int[Tensor, " n"], Float[Tensor, " n"]]:
+    """Images with a box of another one pasted in, its label, and the share that was kept.
+
+    A box for each image, of a share drawn from Beta(1, 1); nothing is pasted where a label, the own
+    or the other's, is unknown.
+    """
+    n, (height, width) = len(image), image.shape[2:]
+    other = torch.randperm(n, generator=random).to(image.device)
+    box = draw_boxes(torch.rand(n, generator=random), height, width, random).to(image.device)
+    box = box & ((label != UNKNOWN) & (label[other] != UNKNOWN))[:, None, None, None]
+    kept = 1 - box.float().mean((1, 2, 3))
+    return torch.where(box, image[other], image), label[other], kept

@@ -17,7 +17,6 @@ from __future__ import annotations
 import pickle
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -158,24 +157,25 @@ def generate(
         return torch.einsum("...bcs,bshw->...bchw", attribute.float(), content.float())
 
 
-def load_part(path: Path, prefix: str) -> dict[str, Any]:
-    """The weights under a prefix in a checkpoint of a run (its folder or its file).
+def load_part(module: nn.Module, path: Path, prefix: str) -> None:
+    """Give a module the weights that a run's checkpoint holds under a prefix.
+
+    Args:
+        module: Changed in place.
+        path: A run's folder, or one of its checkpoint files.
+        prefix: What stands before the module's own names, e.g. `predictor.content.`.
 
     Raises:
-        InputError: The file cannot be read, or holds nothing under the prefix.
+        InputError: The file cannot be read, or holds no such weights.
     """
     file = path / "best.pt" if path.is_dir() else path
     try:
         state = torch.load(file, map_location="cpu", weights_only=True)["method"]
+        part = {key[len(prefix) :]: value for key, value in state.items() if key.startswith(prefix)}
+        module.load_state_dict(part)
     except (OSError, RuntimeError, EOFError, KeyError, TypeError, pickle.UnpicklingError) as error:
         raise InputError(
-            f"{file} cannot be read as a checkpoint ({error})",
-            fix="give the folder of a finished run of `contrimix`",
+            f"{file} holds no weights for {prefix}* of this size ({error})",
+            fix="give the folder of a finished run of `contrimix` with as many channels and "
+            "attributes",
         ) from error
-    part = {key[len(prefix) :]: value for key, value in state.items() if key.startswith(prefix)}
-    if not part:
-        raise InputError(
-            f"{file} holds no weights called {prefix}*",
-            fix="give the folder of a finished run of `contrimix`",
-        )
-    return part

@@ -15,7 +15,7 @@ from evenfield.types import Context
 @pytest.fixture(params=list(METHODS))
 def method(request, make_backbone):
     cls = METHODS[request.param]
-    config = cls.Config()
+    config = cls.Config(**cls.tested_with)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         backbone = make_backbone(3 + cls.extra_channels(config))
@@ -24,7 +24,8 @@ def method(request, make_backbone):
 
 @pytest.fixture
 def batch(method):
-    return fake_batch(method.needs)
+    large = method.needs.smallest_side > 32
+    return fake_batch(method.needs, n=9 if large else 24)
 
 
 def buffers(method):
