@@ -69,7 +69,7 @@ class Signal:
                 f"pixels in 0 to 1 are wanted, these go from {low:.3g} to {high:.3g}",
                 fix="normalise by the range of the pixel type (--view.normalise unit)",
             )
-        if self.absorbance and mean < 0.1:
+        if self.absorbance and mean < 0.25:
             warnings.warn(
                 f"the mean pixel of a batch is {mean:.2g}, dark as in fluorescence, and "
                 "absorbance is on: for fluorescence set --options.absorbance False",
