@@ -30,7 +30,7 @@ CHANNELS, CLASSES, DOMAINS = 3, 8, 4
 OPTIONS: dict[str, dict[str, Any]] = {
     "erm": {},
     "contrimix": {"mode": "jointly", "num_mixes": 3},
-    "abra": {"inner_steps": 1, "apply_prob": 1.0},
+    "abra": {"T": 1, "apply_prob": 1.0},
     "dsu": {"p": 1.0},
     "mixstyle": {"p": 1.0},
     "efdmix": {"p": 1.0},
