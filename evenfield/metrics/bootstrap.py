@@ -8,12 +8,16 @@ units with replacement = one cluster draw).
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Float, Shaped
 
 from evenfield.errors import InputError
 from evenfield.seeds import numpy_generator
+
+if TYPE_CHECKING:
+    from evenfield.metrics.base import Score
 
 LEAST_UNITS = 3
 """Below this number of units no interval is given."""
@@ -25,7 +29,7 @@ class Interval:
     """A mean over units and its percentile bootstrap interval.
 
     Attributes:
-        mean: Mean over units of the mean within units.
+        mean: Mean over units of the mean within units (of `score_interval`: over all items).
         low: Lower bound, None with fewer than 3 units.
         high: Upper bound, None with fewer than 3 units.
         num_units: How many units there are.
@@ -104,6 +108,51 @@ def paired_interval(
             fix="give both choices' values for the same units in the same order",
         )
     return interval(a - b, units, seeds, level=level, num_draws=num_draws, seed=seed)
+
+
+def score_interval(
+    score: Score,
+    by: str,
+    *,
+    level: float = 0.95,
+    num_draws: int = NUM_DRAWS,
+    seed: int = 0,
+) -> Interval:
+    """The mean over ALL items of a score, with an interval from resampling whole units.
+
+    Unlike `interval`, a unit weighs as much as it has items, so that the mean is the number that
+    the score prints (wherever that is a mean over its items).
+
+    Args:
+        score: Of a profile metric that has items.
+        by: The column of `score.items` that names the unit: a treatment, a compound, a batch.
+        level: Coverage aimed at.
+        num_draws: Bootstrap draws.
+        seed: Of the draws.
+
+    Raises:
+        InputError: There are no items, or no such column.
+    """
+    if not len(score.items) or by not in score.items:
+        columns = ", ".join(map(str, score.items.columns)) or "nothing"
+        raise InputError(
+            f"{score.metric} has {len(score.items)} items with the columns {columns}, "
+            f"but an interval over {by} was asked for",
+            fix="choose one of these columns",
+        )
+    values = score.items["score"].to_numpy(np.float64)
+    _, code = np.unique(score.items[by].astype(str), return_inverse=True)
+    total, count = np.bincount(code, values), np.bincount(code)
+    low = high = None
+    if len(count) >= LEAST_UNITS:
+        rng = numpy_generator(seed, "pooled-bootstrap", len(count))
+        drawn = rng.integers(len(count), size=(num_draws, len(count)))
+        tail = 100 * (1 - level) / 2
+        low, high = np.percentile(total[drawn].sum(1) / count[drawn].sum(1), [tail, 100 - tail])
+        low, high = float(low), float(high)
+    return Interval(
+        mean=float(values.mean()), low=low, high=high, num_units=len(count), level=level
+    )
 
 
 def unit_means(

@@ -1,0 +1,1 @@
+"""Numerical ground of the profile metrics: products in blocks, neighbours, pairs; no metric."""
