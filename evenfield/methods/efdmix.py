@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from evenfield.methods.base import METHODS, Method, check_range, cross_entropy
 from evenfield.nn.histogram import matched
 from evenfield.nn.places import changing
-from evenfield.nn.restyle import Partner, check_places, chosen, mixing_weights, partners
+from evenfield.nn.restyle import Partner, check_places, chosen, mixing_shares, partners
 from evenfield.types import Batch, Losses
 
 
@@ -37,8 +37,8 @@ class EFDMix(Method):
 
         Attributes:
             p: Probability, for each place and batch, that histograms are mixed.
-            alpha: The own share is drawn from Beta(alpha, alpha): small values leave most images
-                near one of the two.
+            alpha: The partner's share is drawn from Beta(alpha, alpha): small values leave most
+                images near one of the two.
             stages: Places of the backbone where they are; not the last.
             partner: Any image of the batch (`random`), or one of another domain (`other-domain`).
         """
@@ -69,8 +69,8 @@ class EFDMix(Method):
 
         def change(x: Tensor, random: np.random.Generator) -> Tensor:
             other = partners(batch.domain, config.partner, random)
-            own = mixing_weights(random, len(x), config.alpha).to(x.device)
-            return matched(x, 1 - own, other)
+            share = mixing_shares(random, len(x), config.alpha).to(x.device)
+            return matched(x, share, other)
 
         drawn = chosen(config.stages, config.p, batch.seed, "efdmix")
         return {place: partial(change, random=random) for place, random in drawn.items()}

@@ -26,7 +26,7 @@ from evenfield.nn.restyle import (
     Partner,
     check_places,
     chosen,
-    mixing_weights,
+    mixing_shares,
     partners,
     style_mixed,
 )
@@ -43,8 +43,8 @@ class MixStyle(Method):
 
         Attributes:
             p: Probability, for each place and batch, that statistics are mixed.
-            alpha: The own share is drawn from Beta(alpha, alpha): small values leave most images
-                near one of the two.
+            alpha: The partner's share is drawn from Beta(alpha, alpha): small values leave most
+                images near one of the two.
             stages: Places of the backbone where they are; the authors advise against the last.
             partner: Any image of the batch (`random`), or one of another domain (`other-domain`).
         """
@@ -75,8 +75,8 @@ class MixStyle(Method):
 
         def change(x: Tensor, random: np.random.Generator) -> Tensor:
             other = partners(batch.domain, config.partner, random)
-            own = mixing_weights(random, len(x), config.alpha).to(x.device)
-            return style_mixed(x, own, other)
+            share = mixing_shares(random, len(x), config.alpha).to(x.device)
+            return style_mixed(x, share, other)
 
         drawn = chosen(config.stages, config.p, batch.seed, "mixstyle")
         return {place: partial(change, random=random) for place, random in drawn.items()}

@@ -85,18 +85,23 @@ def shifted(
 
 
 def style_mixed(
-    x: Float[Tensor, "n c *pixels"], weight: Float[Tensor, " n"], partner: Int[Tensor, " n"]
+    x: Float[Tensor, "n c *pixels"], share: Float[Tensor, " n"], partner: Int[Tensor, " n"]
 ) -> Float[Tensor, "n c *pixels"]:
-    """MixStyle: mu' = weight mu + (1 - weight) mu of the partner, sigma' likewise.
+    """MixStyle: mu' = (1 - share) mu + share mu of the partner, sigma' likewise.
 
     Statistics, own and the partner's, are constants to the gradient. Zhou et al., "Domain
-    generalization with MixStyle", ICLR 2021, Eqs. 3-5.
+    generalization with MixStyle", ICLR 2021, Eqs. 3-5, with share = 1 - lambda.
+
+    >>> x = torch.tensor([[[1.0, 3.0]], [[5.0, 9.0]]])  # mean 2, sigma 1; mean 7, sigma 2
+    >>> style_mixed(x, torch.tensor([1.0, 0.0]), torch.tensor([1, 0])).flatten(1).round(decimals=3)
+    tensor([[5., 9.],
+            [5., 9.]])
     """
     with torch.no_grad():
         mu, sigma = statistics(x)
-        own = weight[:, None].to(mu.dtype)
-        new_mu = torch.lerp(mu[partner], mu, own)
-        new_sigma = torch.lerp(sigma[partner], sigma, own)
+        other = share[:, None].to(mu.dtype)
+        new_mu = torch.lerp(mu, mu[partner], other)
+        new_sigma = torch.lerp(sigma, sigma[partner], other)
     return restyle(x, mu, sigma, new_mu, new_sigma)
 
 
@@ -125,8 +130,8 @@ def partners(
     return torch.from_numpy(partner).to(domain.device)
 
 
-def mixing_weights(random: np.random.Generator, n: int, alpha: float) -> Float[Tensor, " n"]:
-    """How much of its own each item keeps: draws of Beta(alpha, alpha)."""
+def mixing_shares(random: np.random.Generator, n: int, alpha: float) -> Float[Tensor, " n"]:
+    """How much each item gets of its partner: draws of Beta(alpha, alpha), as 1 - lambda has."""
     return torch.from_numpy(random.beta(alpha, alpha, n).astype(np.float32))
 
 
