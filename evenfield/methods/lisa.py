@@ -1,8 +1,8 @@
 """LISA: mix images of one class from two experimental batches, so that only the batch is mixed.
 
 Yao, Wang, Li, Zhang, Liang, Zou and Finn, "Improving out-of-distribution robustness via selective
-augmentation", ICML 2022, https://arxiv.org/abs/2201.00299. Defaults are those of the authors' code; none of
-its lines was used.
+augmentation", ICML 2022, https://arxiv.org/abs/2201.00299. Defaults are those of the authors' code,
+of which no line was used.
 
 Where this file departs from the paper or from the authors' code, and why:
     selection      Pairs have the same label and different domains, as in the authors' commands for
