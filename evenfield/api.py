@@ -243,6 +243,7 @@ def predict(
     options: Mapping[str, Any] | None = None,
     adapted: Path | None = None,
     level: Literal["image", "well"] = "image",
+    layout: Literal["table", "wilds"] = "table",
     device: str = "auto",
 ) -> pd.DataFrame:
     """Predict every perturbed image (or well) of a screen, plate by plate.
@@ -257,13 +258,27 @@ def predict(
         options: The adapter's settings.
         adapted: A folder of `adapt`; its states are used instead of adapting now.
         level: One row an image, or one a well (mean probability).
+        layout: `table`; or `wilds`: `out` is a folder for the files of WILDS' leaderboard, one
+            class number a line for every split but `train` (screens of a WILDS reader only).
         device: `auto`, `cpu` or `cuda`.
 
     Returns:
-        The table that was written.
-    """
-    from evenfield.bench.deploy import predict_plates
+        The table that was written; for `wilds` the names and sizes of the files.
 
+    Raises:
+        InputError: The output exists, or the screen does not fit.
+    """
+    from evenfield.bench.deploy import predict_leaderboard, predict_plates
+
+    if layout == "wilds":
+        if adapted is not None or level != "image":
+            raise InputError(
+                "the leaderboard takes images without adapted states",
+                fix="leave --adapted and --level away",
+            )
+        return predict_leaderboard(
+            _model(run, device), open_screen(screen), Path(out), adapter, dict(options or {})
+        )
     return predict_plates(
         _model(run, device),
         open_screen(screen),

@@ -191,6 +191,7 @@ def _predict(
     adapter: str = "native",
     adapted: Path | None = None,
     level: Literal["image", "well"] = "image",
+    layout: Literal["table", "wilds"] = "table",
     device: str = "auto",
     quiet: Quiet = False,
 ) -> int:
@@ -199,17 +200,22 @@ def _predict(
     Args:
         run: A folder that `train` wrote.
         screen: The new plates.
-        out: A Parquet file that does not exist yet.
+        out: A Parquet file that does not exist yet; with --layout wilds a folder.
         adapter: ADAPTERS; `native` is the one that the method was trained for.
         adapted: A folder of `adapt`; its states are used instead of adapting now.
         level: One row an image, or one a well.
+        layout: A table, or the files of WILDS' leaderboard for every split but train.
         device: `auto`, `cpu` or `cuda`.
         quiet: Print nothing but errors.
     """
     table = api.predict(
-        run, screen, out, adapter=adapter, adapted=adapted, level=level, device=device
-    )
-    if not quiet:
+        run, screen, out, adapter=adapter, adapted=adapted, level=level, layout=layout,
+        device=device,
+    )  # fmt: skip
+    if not quiet and layout == "wilds":
+        for _, line in table.iterrows():
+            OUT.print(f"{line['split']}: {line['num']} images, {escape(line['file'])}")
+    elif not quiet:
         plates = table.groupby("Metadata_Plate")["Prediction_PlateShift"].first()
         OUT.print(f"Predictions: [bold]{escape(str(out))}[/bold]: {len(table)} rows")
         for plate, shift in plates.items():

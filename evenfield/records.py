@@ -17,6 +17,10 @@ from typing import Any
 from evenfield.errors import InputError, StorageError
 
 FILE = "records.jsonl"
+ORACLE, TRANSDUCTIVE = " (oracle selection)", " (transductive)"
+"""Marks behind a protocol's name: the model was selected on the test images; statistics of the new
+units were read, in a benchmark whose rules forbid that. Marked results are never compared with
+unmarked ones."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,13 +29,14 @@ class Record:
 
     Attributes:
         kind: `value` (a measured number) or `artifact` (a file).
-        protocol: in-domain, new-batch, new-source, ... ; "" for what belongs to no protocol.
+        protocol: in-domain, new-batch, new-source, ..., with its marks (`marks_of`); "" for what
+            belongs to no protocol.
         method: The training method, as named in `METHODS` (with its switches, e.g.
             `cs-arm-bn[controls]`).
         adapter: The adapter, as named in `ADAPTERS`.
         metric: The metric of a value; what an artifact shows (e.g. `embedding`).
         unit: What was scored: `all`, or the name of one domain or plate.
-        unit_role: `all`, `domain` or `context`.
+        unit_role: `all`, `domain`, `context` or `group` (of a benchmark's own metric).
         level: `image` or `well`.
         value: The number (None for an artifact).
         num: How many items were scored.
@@ -89,6 +94,17 @@ class Record:
         """The record of a line; keys that this version does not know are dropped."""
         known = {item.name for item in fields(cls)}
         return cls(**{key: value for key, value in json.loads(line).items() if key in known})
+
+
+def marks_of(protocol: str) -> tuple[str, str]:
+    """A protocol's plain name, and its marks.
+
+    >>> marks_of("new-batch (transductive)"), marks_of("in-domain")
+    (('new-batch', ' (transductive)'), ('in-domain', ''))
+    """
+    start = min((protocol.find(mark) for mark in (ORACLE, TRANSDUCTIVE) if mark in protocol),
+                default=len(protocol))  # fmt: skip
+    return protocol[:start], protocol[start:]
 
 
 def digest(value: Mapping[str, Any] | list[Any] | str) -> str:

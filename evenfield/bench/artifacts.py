@@ -125,8 +125,6 @@ class Artifacts:
         adapter: Adapter,
     ) -> list[Record]:
         """The embedding map; for the unadapted model also example fields and the control drift."""
-        if base.protocol == "in-domain":
-            return []
         files = [self._embedding(base, model, reader, coded, split, contexts, adapter)]
         if adapter.name == "source":
             files.append(self._control_drift(base, model, reader, coded, split))

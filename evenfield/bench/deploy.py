@@ -13,7 +13,9 @@ import torch
 
 from evenfield import __version__
 from evenfield.adapt.base import Adapted, Adapter
-from evenfield.bench.evaluate import judge, make_adapter, predict_contexts
+from evenfield.bench.evaluate import judge, make_adapter, predict_contexts, shown
+from evenfield.bench.official import official_scores, write_leaderboard
+from evenfield.bench.rules import marked
 from evenfield.config import Regime, to_dict
 from evenfield.data.dataset import Reader
 from evenfield.data.sampler import ContextRows
@@ -38,7 +40,8 @@ def choose(model: Model, adapter: str, options: dict[str, Any]) -> Adapter:
 
 def _reader(model: Model, screen: Screen) -> Reader:
     model.check(screen)
-    coded = units(screen.manifest, model.roles, classes=model.classes)
+    column = model.config.split.column if screen.fingerprint == model.screen else None
+    coded = units(screen.manifest, model.roles, classes=model.classes, column=column)
     device = next(model.method.parameters()).device
     return Reader(screen, coded, model.config.view, model.normaliser, device)
 
@@ -72,7 +75,7 @@ def adapt_plates(
     for context in track(list(plates(screen, model, reader.coded)), f"adapt ({rule.name})"):
         if context.name in index["plates"]:
             continue
-        adapted = rule.fit(model.method.predictor, reader.context(context))
+        adapted = rule.fit(model.method.predictor, reader.context(shown(context, rule)))
         name = f"{digest([context.name])}.pt"
         checkpoint.save(out / name, {"schema": checkpoint.SCHEMA, "state": adapted.state()})
         index["plates"][context.name] = {"file": name, "sha256": file_sha256(out / name)}
@@ -137,7 +140,7 @@ def predict_plates(
             state = _state_of(adapted, index, context.name)
             fitted = rule.restore(model.method.predictor, state)
         else:
-            fitted = rule.fit(model.method.predictor, reader.context(context))
+            fitted = rule.fit(model.method.predictor, reader.context(shown(context, rule)))
         tables.append(_plate_table(model, reader, context, fitted, level))
     if not tables:
         raise InputError(
@@ -148,6 +151,19 @@ def predict_plates(
     with whole(out) as file:
         table.to_parquet(file, index=False)
     return table
+
+
+def predict_leaderboard(
+    model: Model, screen: Screen, out: Path, adapter: str, options: dict[str, Any]
+) -> pd.DataFrame:
+    """Predictions of every split but `train` as WILDS' leaderboard takes them, one file each.
+
+    Raises:
+        InputError: The screen does not fit, or is of no WILDS data set.
+        StorageError: The disk is full.
+    """
+    rule = choose(model, adapter, options)
+    return write_leaderboard(model, _reader(model, screen), out, rule)
 
 
 def _state_of(adapted: Path | None, index: dict[str, Any], name: str) -> dict[str, torch.Tensor]:
@@ -203,7 +219,9 @@ def evaluate_run(model: Model, screen: Screen, out: Path, adapters: tuple[str, .
         split = make_split(coded, model.config.split)
         protocol = "new-source" if model.roles.holdout == "Metadata_Source" else "new-batch"
         parts = {"in-domain": split.in_domain, protocol: split.test}
+        test_units = split.test_units
     else:
+        test_units = model.config.split.test
         parts = {"new-screen": np.flatnonzero(coded.label >= 0)}
     if not any(len(rows) for rows in parts.values()):
         raise InputError(
@@ -211,13 +229,15 @@ def evaluate_run(model: Model, screen: Screen, out: Path, adapters: tuple[str, .
             fix="give a screen whose labels are among: " + ", ".join(model.classes),
         )
     label = model.config.method
-    for protocol, rows in parts.items():
+    for plain, rows in parts.items():
         if len(rows) == 0:
             continue
+        protocol = marked(plain, model.config.split)
         contexts = contexts_for(coded, rows, Regime(), seed=0)
         for name in adapters:
             rule = choose(model, name, {})
-            scores = judge(predict_contexts(model.method.predictor, reader, contexts, rule), coded)
+            predictions = predict_contexts(model.method.predictor, reader, contexts, rule)
+            scores = [*judge(predictions, coded), *official_scores(predictions, coded, screen)]
             cell = digest([_model_id(model), screen.fingerprint, protocol, rule.name])
             append(
                 out,
@@ -234,7 +254,7 @@ def evaluate_run(model: Model, screen: Screen, out: Path, adapters: tuple[str, .
                         value=score.value,
                         num=score.num,
                         seed=model.config.train.seed,
-                        fold="+".join(model.config.split.test),
+                        fold="+".join(test_units),
                         screen=screen.fingerprint,
                         cell=cell,
                         versions={"evenfield": __version__, "torch": torch.__version__},

@@ -21,6 +21,8 @@ from evenfield.metrics.wells import to_wells
 from evenfield.nn.predictor import Predictor
 from evenfield.types import Context
 
+CHUNK = 512
+"""Images that are predicted in one pass."""
 SCORES = ("accuracy", "balanced_accuracy", "macro_f1", "nll", "ece")
 
 
@@ -102,14 +104,22 @@ def predict_contexts(
             number += 1
         if not adapter.uses_perturbed:
             group = merged(group, adapter.uses_controls)
-        needed = [np.concatenate([item.perturbed, item.controls]) for item in group]
-        images.load(np.concatenate(needed))
-        for item in group:
-            context = images.context(item)
+        seen = [shown(item, adapter) for item in group]
+        images.load(
+            np.concatenate([part for item in seen for part in (item.perturbed, item.controls)])
+        )
+        for item, context_rows in zip(group, seen, strict=True):
+            context = images.context(context_rows)
             adapted = adapter.fit(predictor, context)
-            log_prob = [
-                adapted.predict(part).float().cpu() for part in context.perturbed.split(512)
-            ]
+            parts = (
+                context.perturbed.split(CHUNK)
+                if adapter.uses_perturbed
+                else (
+                    reader.images(item.perturbed[start : start + CHUNK])
+                    for start in range(0, len(item.perturbed), CHUNK)
+                )
+            )
+            log_prob = [adapted.predict(part).float().cpu() for part in parts]
             rows.append(item.perturbed)
             outputs.append(torch.cat(log_prob).numpy())
     if not rows:
@@ -122,6 +132,14 @@ def predict_contexts(
         log_prob=np.concatenate(outputs),
         context=np.concatenate(numbers),
     )
+
+
+def shown(context: ContextRows, adapter: Adapter) -> ContextRows:
+    """What an adapter reads of a context: a slide of 30,000 images is not loaded for nothing."""
+    if adapter.uses_perturbed:
+        return context
+    controls = context.controls if adapter.uses_controls else context.controls[:0]
+    return replace(context, perturbed=context.perturbed[:0], controls=controls)
 
 
 def merged(group: list[ContextRows], uses_controls: bool) -> list[ContextRows]:

@@ -8,16 +8,17 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 
 from evenfield import __version__
 from evenfield.bench.artifacts import Artifacts
 from evenfield.bench.evaluate import judge, make_adapter, predict_contexts
+from evenfield.bench.official import official_scores
+from evenfield.bench.rules import fold_config, marked, reads_target, split_by_fold
 from evenfield.config import Regime, RunConfig, SplitConfig, TrainConfig, View, to_dict
 from evenfield.data.dataset import Reader
 from evenfield.data.manifest import Roles
-from evenfield.data.split import Split, Units, contexts_for, make_split, units
+from evenfield.data.split import Split, Units, contexts_for, units
 from evenfield.data.store import Screen
 from evenfield.errors import InputError
 from evenfield.records import Record, append, digest, read
@@ -74,7 +75,11 @@ class GridConfig:
         protocol: `new-batch` leaves batches out (the `holdout` role), `new-source` sources. The
             held-out wells of the training plates are judged as `in-domain` in the same run.
         folds: Names of the units that are left out together, fold by fold; empty = each in turn.
-        split: Other settings of the split.
+        split: Other settings of the split. With its `column` there is one fold, the units that the
+            column tests.
+        rules: `open`, or `wilds`: a choice that reads statistics of the new plates (an adapter, or
+            a view normalised by plate or controls) is recorded as another protocol, with the mark
+            `(transductive)`, so that no table or verdict compares it with the others.
         seeds: Of training, one run each.
         regimes: How contexts are drawn in the test; the first is the table's.
         in_domain: Whether held-out wells of training plates are judged too.
@@ -88,6 +93,7 @@ class GridConfig:
     protocol: Literal["new-batch", "new-source"] = "new-batch"
     folds: tuple[tuple[str, ...], ...] = ()
     split: SplitConfig = field(default_factory=SplitConfig)
+    rules: Literal["open", "wilds"] = "open"
     seeds: tuple[int, ...] = (0, 1, 2)
     regimes: tuple[Regime, ...] = (Regime(),)
     in_domain: bool = True
@@ -134,11 +140,11 @@ def run_grid(
     roles = roles or screen.roles
     if config.protocol == "new-source":
         roles = replace(roles, holdout="Metadata_Source")
-    coded = units(screen.manifest, roles, exclude=config.split.exclude)
-    folds = config.folds or tuple((name,) for name in _holdout_names(coded))
+    coded = units(screen.manifest, roles, exclude=config.split.exclude, column=config.split.column)
+    splits = split_by_fold(coded, config.split, config.folds)
     artifacts = Artifacts(out, screen, command=command, description=config.description)
     known = _finished_cells(out, screen)
-    plan = [(fold, seed, arm) for fold in folds for seed in config.seeds for arm in config.arms]
+    plan = [(fold, seed, arm) for fold in splits for seed in config.seeds for arm in config.arms]
     artifacts.screen_and_findings(coded, roles)
     for number, (fold, seed, arm) in enumerate(plan):
         name = f"{arm.label} / {'+'.join(fold)} / seed {seed}"
@@ -146,13 +152,15 @@ def run_grid(
             method=arm.method,
             options=arm.options,
             view=arm.view,
-            split=replace(config.split, test=fold),
+            split=fold_config(config.split, fold),
             train=replace(arm.train, seed=seed),
         )
         key = digest(
             {"run": to_dict(run_config), "roles": to_dict(roles), "screen": screen.fingerprint}
         )
-        wanted = [cell for cell in _cells(config, arm, key) if cell.key not in known]
+        split = splits[fold]
+        cells = _cells(config, arm, key, in_domain=config.in_domain and len(split.in_domain) > 0)
+        wanted = [cell for cell in cells if cell.key not in known]
         if not wanted:
             continue
 
@@ -161,11 +169,10 @@ def run_grid(
                 on_note(Note(done=number, total=len(plan), text=name, progress=progress))
 
         model = fit(screen, run_config, out / "runs" / key, roles=roles, on_progress=tell)
-        split = make_split(coded, run_config.split)
         reader = Reader(
             screen, coded, arm.view, model.normaliser, device_of(run_config.train.device)
         )
-        first = fold == folds[0] and seed == config.seeds[0]
+        first = fold == next(iter(splits)) and seed == config.seeds[0]
         for cell in wanted:
             if on_note is not None:
                 on_note(Note(done=number, total=len(plan), text=f"{name} / {cell.text}"))
@@ -180,6 +187,7 @@ def run_grid(
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Cell:
     protocol: str
+    transductive: bool
     adapter: AdapterChoice
     regime: Regime
     natural: bool
@@ -194,17 +202,19 @@ class _Cell:
         return ", ".join(parts)
 
 
-def _cells(config: GridConfig, arm: Arm, run: str) -> list[_Cell]:
+def _cells(config: GridConfig, arm: Arm, run: str, *, in_domain: bool) -> list[_Cell]:
     found = []
     protocols: list[tuple[str, tuple[Regime, ...]]] = [(config.protocol, config.regimes)]
-    if config.in_domain:
+    if in_domain:
         protocols.append(("in-domain", (Regime(),)))
     for protocol, regimes in protocols:
         for place, regime in enumerate(regimes):
             for adapter in arm.adapters:
+                rule = make_adapter(adapter.name, adapter.options)
+                transductive = config.rules == "wilds" and reads_target(rule, arm.view)
                 about = {
                     "run": run,
-                    "protocol": protocol,
+                    "protocol": marked(protocol, config.split, transductive=transductive),
                     "adapter": to_dict(adapter),
                     "regime": to_dict(regime),
                     "seed": config.eval_seed,
@@ -212,6 +222,7 @@ def _cells(config: GridConfig, arm: Arm, run: str) -> list[_Cell]:
                 found.append(
                     _Cell(
                         protocol=protocol,
+                        transductive=transductive,
                         adapter=adapter,
                         regime=regime,
                         natural=place == 0,
@@ -240,16 +251,23 @@ def _run_cell(
     contexts = contexts_for(coded, rows, cell.regime, seed=config.eval_seed)
     adapter = make_adapter(cell.adapter.name, cell.adapter.options)
     predictions = predict_contexts(model.method.predictor, reader, contexts, adapter)
-    scored = {cell.protocol: judge(predictions, coded)}
+    screen = reader.screen
+
+    def name(protocol: str) -> str:
+        return marked(protocol, config.split, transductive=cell.transductive)
+
+    scored = {name(cell.protocol): judge(predictions, coded)}
+    if cell.regime == Regime():
+        scored[name(cell.protocol)] += official_scores(predictions, coded, screen)
     for compound in config.also_without:
-        kept = (reader.screen.manifest["Metadata_Compound"] != compound).to_numpy()
-        scored[f"{cell.protocol} without {compound}"] = judge(
+        kept = (screen.manifest["Metadata_Compound"] != compound).to_numpy()
+        scored[name(f"{cell.protocol} without {compound}")] = judge(
             predictions.where(kept[predictions.row]), coded
         )
     base = Record(
         kind="value",
         metric="",
-        protocol=cell.protocol,
+        protocol=name(cell.protocol),
         method=arm.label,
         adapter=cell.adapter.label or cell.adapter.name,
         seed=seed,
@@ -257,7 +275,7 @@ def _run_cell(
         alpha=cell.regime.alpha,
         num_images=cell.regime.num_images,
         num_controls=cell.regime.num_controls,
-        screen=reader.screen.fingerprint,
+        screen=screen.fingerprint,
         config=run,
         cell=cell.key,
         versions={"evenfield": __version__, "torch": torch.__version__},
@@ -269,8 +287,8 @@ def _run_cell(
     }
     files = []
     if cell.natural:
-        files.append(artifacts.predictions(base, predictions, coded, reader.screen))
-        if first and cell.adapter.pictures:
+        files.append(artifacts.predictions(base, predictions, coded, screen))
+        if first and cell.adapter.pictures and cell.protocol != "in-domain":
             files += artifacts.pictures(base, model, reader, coded, split, contexts, adapter)
     extra["cell_size"] = sum(map(len, scored.values())) + len(files)
     values = [
@@ -315,7 +333,3 @@ def _finished_cells(out: Path, screen: Screen) -> set[str]:
     count = Counter(record.cell for record in records)
     size = {record.cell: record.extra.get("cell_size", 0) for record in records}
     return {cell for cell, num in count.items() if num >= size[cell] > 0}
-
-
-def _holdout_names(coded: Units) -> list[str]:
-    return sorted(set(coded.holdout[np.flatnonzero(coded.label >= 0)]))

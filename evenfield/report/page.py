@@ -15,7 +15,7 @@ from evenfield.records import Record, read
 from evenfield.report import sections
 from evenfield.report.artifacts import Artifacts, load
 from evenfield.report.caveats import caveats, provenance
-from evenfield.report.tables import IN_DOMAIN, Row, summarise
+from evenfield.report.tables import Row, home_of, summarise
 from evenfield.report.verdict import Verdict, verdict
 from evenfield.report.words import adapted, method_name, metric_name, number, percent, plural
 
@@ -142,7 +142,7 @@ def _facts(found: Verdict) -> list[dict[str, str]]:
     if found.baseline is not None:
         add(found.baseline, "ERM on unseen data, without adaptation", "bad")
     best = found.best
-    if best is not None and best.protocol != IN_DOMAIN and best != found.baseline:
+    if best is not None and best.protocol != home_of(best.protocol) and best != found.baseline:
         add(best, f"{method_name(best.method)} on unseen data, {adapted(best.adapter)}", "good")
         if best.gap_closed is not None:
             share = "all" if best.gap_closed >= 1 else percent(best.gap_closed)

@@ -24,7 +24,7 @@ from evenfield.report.plates import (
     shown_classes,
 )
 from evenfield.report.regimes import regime_grid
-from evenfield.report.tables import BASELINE, IN_DOMAIN, Row
+from evenfield.report.tables import BASELINE, Row, home_of
 from evenfield.report.verdict import Verdict
 from evenfield.report.words import is_share, metric_name, number, protocol_name, short_name
 
@@ -48,11 +48,11 @@ _MOST_FIELDS = 12
 def gaps(rows: Sequence[Row], found: Verdict, artifacts: Artifacts) -> list[dict[str, Any]]:
     """A gap plot for each protocol with unseen units, the verdict's first."""
     mine = [row for row in rows if (row.metric, row.level) == (found.metric, found.level)]
-    at_home = [row for row in mine if row.protocol == IN_DOMAIN]
-    protocols = {row.protocol for row in mine} - {IN_DOMAIN}
+    protocols = {row.protocol for row in mine if row.protocol != home_of(row.protocol)}
     parts = []
     for protocol in sorted(protocols, key=lambda name: (name != found.protocol, name)):
         unseen = [row for row in mine if row.protocol == protocol]
+        at_home = [row for row in mine if row.protocol == home_of(protocol)]
         higher = METRICS[found.metric].direction == "higher"
         best = max(unseen, key=lambda row: row.mean if higher else -row.mean)
         chance = _chance(artifacts, protocol, found)

@@ -13,11 +13,12 @@ import numpy as np
 from evenfield.metrics.base import METRICS
 from evenfield.metrics.bootstrap import interval, paired_interval, unit_means
 from evenfield.metrics.gap import gap_closed
-from evenfield.records import Record
+from evenfield.records import Record, marks_of
 from evenfield.report.words import number
 
 BASELINE = ("erm", "source")
 IN_DOMAIN = "in-domain"
+_FINE = ("context", "group")
 _ORDER = {"in-domain": 0, "new-batch": 1, "new-source": 2}
 
 
@@ -47,6 +48,8 @@ class Row:
         screen: Fingerprint of the screen.
         units: `domain`, or `fold` where no values by domain were recorded.
         by_unit: Each domain's mean over seeds.
+        seed_sd: Sample standard deviation (n - 1) over seeds of the mean over domains, as WILDS
+            reports it; None with one seed.
     """
 
     protocol: str
@@ -70,6 +73,7 @@ class Row:
     screen: str = ""
     units: str = "domain"
     by_unit: tuple[tuple[str, float], ...] = ()
+    seed_sd: float | None = None
 
     @property
     def choice(self) -> tuple[str, str]:
@@ -90,7 +94,7 @@ def summarise(records: Iterable[Record]) -> list[Row]:
 
     A value that was written twice (a repeated run) counts once, as last written. Values by domain
     are used where there are any; else the values over all scored items, one unit a fold. Values by
-    plate (unit role `context`) are for maps and are not aggregated.
+    plate (unit role `context`) are for maps and are not aggregated, nor are those by group.
 
     Args:
         records: Any records; artifacts are passed over.
@@ -101,7 +105,7 @@ def summarise(records: Iterable[Record]) -> list[Row]:
     """
     groups: dict[_Key, dict[str, dict[_Key, Record]]] = {}
     for record in records:
-        if record.kind != "value" or record.value is None or record.unit_role == "context":
+        if record.kind != "value" or record.value is None or record.unit_role in _FINE:
             continue
         roles = groups.setdefault(_group(record), {})
         single = (record.unit, record.seed, record.fold)
@@ -143,8 +147,7 @@ def _sort_key(row: Row) -> _Key:
     regime = (row.alpha, row.num_images, row.num_controls)
     return (
         row.screen,
-        _ORDER.get(row.protocol, 9),
-        row.protocol,
+        *_rank(row.protocol),
         row.metric,
         row.level,
         tuple((-1.0 if part is None else part) for part in regime),
@@ -152,6 +155,17 @@ def _sort_key(row: Row) -> _Key:
         row.method,
         row.adapter,
     )
+
+
+def _rank(protocol: str) -> _Key:
+    """Marked protocols (of another track, or selected by an oracle) stand last."""
+    name, marks = marks_of(protocol)
+    return marks != "", _ORDER.get(name, 9), protocol
+
+
+def home_of(protocol: str) -> str:
+    """The in-domain protocol of the same track."""
+    return IN_DOMAIN + marks_of(protocol)[1]
 
 
 def _row(key: _Key, roles: dict[str, dict[_Key, Record]]) -> Row:
@@ -184,12 +198,22 @@ def _row(key: _Key, roles: dict[str, dict[_Key, Record]]) -> Row:
         screen=screen,
         units=units,
         by_unit=tuple(zip(unit_names, unit_values.tolist(), strict=True)),
+        seed_sd=_seed_sd(values, names, seeds),
     )
+
+
+def _seed_sd(values: np.ndarray, names: np.ndarray, seeds: np.ndarray) -> float | None:
+    of_seed = [
+        unit_means(values[seeds == seed], names[seeds == seed])[1].mean()
+        for seed in np.unique(seeds)
+    ]
+    return float(np.std(of_seed, ddof=1)) if len(of_seed) > 1 else None
 
 
 def _compared(row: Row, index: dict[_Key, Row]) -> Row:
     """The row with its gain over ERM without adaptation and its share of the gap closed."""
-    if row.protocol == IN_DOMAIN:
+    home = home_of(row.protocol)
+    if row.protocol == home:
         return row
     baseline = _baseline(row, index)
     if baseline is None or row.choice == BASELINE:
@@ -203,7 +227,7 @@ def _compared(row: Row, index: dict[_Key, Row]) -> Row:
             np.array(shared),
         )
         row = replace(row, gain=gain.mean, gain_low=gain.low, gain_high=gain.high)
-    at_home = index.get((row.screen, IN_DOMAIN, row.metric, row.level, None, None, None, *BASELINE))
+    at_home = index.get((row.screen, home, row.metric, row.level, None, None, None, *BASELINE))
     if at_home is None or row.metric not in METRICS:
         return row
     gap = gap_closed(at_home.mean, baseline.mean, row.mean, direction=METRICS[row.metric].direction)
@@ -239,8 +263,8 @@ def as_text(rows: Sequence[Row], *, width: int = 120) -> str:
     regimes = any(not row.is_natural for row in rows)
     table = Table(
         box=box.SIMPLE_HEAD,
-        caption="mean over held-out domains of the mean over seeds; 95 % interval over domains; "
-        "shares in percent",
+        caption="mean over held-out domains of the mean over seeds; 95 % interval over domains, or "
+        "± the sample standard deviation over seeds; shares in percent",
         caption_justify="left",
     )
     heads = ["protocol", "method", "adapter", "metric", "level"]
@@ -254,11 +278,9 @@ def as_text(rows: Sequence[Row], *, width: int = 120) -> str:
         if regimes:
             regime = (row.alpha, row.num_images, row.num_controls)
             cells += ["all" if part is None else f"{part:g}" for part in regime]
-        bounds = (
-            "–"
-            if row.low is None or row.high is None
-            else f"{number(row.low, row.metric)} to {number(row.high, row.metric)}"
-        )
+        bounds = "–" if row.seed_sd is None else f"± {number(row.seed_sd, row.metric)}"
+        if row.low is not None and row.high is not None:
+            bounds = f"{number(row.low, row.metric)} to {number(row.high, row.metric)}"
         share = "–" if row.gap_closed is None else f"{100 * row.gap_closed:.0f} %"
         counts = (row.num_units, row.num_seeds, row.num)
         cells += [number(row.mean, row.metric), bounds, share, *map(str, counts)]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+from evenfield.records import ORACLE, TRANSDUCTIVE, marks_of
+
 _ADAPTED = {
     "source": "without adaptation",
     "controls": "with the plate's own controls",
@@ -28,6 +30,12 @@ _METRIC = {
     "macro_f1": "macro F1",
     "nll": "negative log-likelihood",
     "ece": "calibration error",
+    "acc_avg": "average accuracy (WILDS)",
+    "acc_wg": "worst-group accuracy (WILDS)",
+}
+_MARKED = {
+    ORACLE: ", the model selected on these very images",
+    TRANSDUCTIVE: ", their unlabelled images read",
 }
 UNITS = {"new-batch": "batch", "new-source": "laboratory", "new-plate": "plate"}
 """What one held-out domain is called, by protocol."""
@@ -59,12 +67,19 @@ def adapted(adapter: str) -> str:
 
 def where(protocol: str) -> str:
     """Where a protocol tests, in a sentence."""
-    return _WHERE.get(protocol, ("", f"under the protocol {protocol}"))[1]
+    name, marks = marks_of(protocol)
+    place = _WHERE.get(name, ("", f"under the protocol {name}"))[1]
+    return place + "".join(text for mark, text in _MARKED.items() if mark in marks)
 
 
 def protocol_name(protocol: str) -> str:
-    """A protocol as a column's name."""
-    return _WHERE.get(protocol, (protocol, ""))[0]
+    """A protocol as a column's name.
+
+    >>> protocol_name("new-batch (transductive)")
+    'new batch (transductive)'
+    """
+    name, marks = marks_of(protocol)
+    return _WHERE.get(name, (name, ""))[0] + marks
 
 
 def metric_name(metric: str) -> str:
