@@ -1,0 +1,121 @@
+"""Covariances and their roots, by `eigh` of the smaller side; never a fractional power."""
+
+from __future__ import annotations
+
+import numpy as np
+from jaxtyping import Float
+
+_ROWS = 8192
+"""Rows that are converted to float64 at once."""
+
+
+def scatter(
+    x: Float[np.ndarray, "n d"], mean: Float[np.ndarray, " d"], scale: Float[np.ndarray, " d"]
+) -> Float[np.ndarray, "d d"]:
+    """Sum over rows of `z z^T` in float64, with `z = (x - mean) / scale`.
+
+    Float64, because a direction of small variance is lost in float32 beside one of large variance.
+
+    >>> scatter(np.array([[0.0, 1], [2, 3]]), np.array([1.0, 2]), np.ones(2)).tolist()
+    [[2.0, 2.0], [2.0, 2.0]]
+    """
+    total = np.zeros((x.shape[1],) * 2)
+    for start in range(0, len(x), _ROWS):
+        z = (x[start : start + _ROWS] - mean) / scale
+        total += z.T @ z
+    return total
+
+
+def shrinkage(
+    x: Float[np.ndarray, "n d"],
+    mean: Float[np.ndarray, " d"],
+    scale: Float[np.ndarray, " d"],
+    cov: Float[np.ndarray, "d d"],
+) -> float:
+    """Ledoit and Wolf's weight of the scaled identity (J Multivar Anal 88:365, 2004).
+
+    `min(b2, d2) / d2`, with `d2 = |S - mu I|^2` and `b2 = (sum |z|^4 / n - |S|^2) / n`.
+
+    Args:
+        x: Rows.
+        mean: What is taken off.
+        scale: What they are divided by.
+        cov: Their biased covariance `S` about that mean.
+    """
+    n, d = x.shape
+    fourth = 0.0
+    for start in range(0, n, _ROWS):
+        z = (x[start : start + _ROWS] - mean) / scale
+        fourth += float((np.square(z).sum(1) ** 2).sum())
+    size = float(np.square(cov).sum())
+    mu = float(np.trace(cov)) / d
+    distance = size - d * mu**2
+    return min(1.0, (fourth / n - size) / n / distance) if distance > 0 else 1.0
+
+
+def towards_identity(cov: Float[np.ndarray, "d d"], weight: float) -> Float[np.ndarray, "d d"]:
+    """`(1 - weight) cov + weight mu I`, with `mu` the mean variance.
+
+    >>> towards_identity(np.diag([1.0, 3.0]), 0.5).tolist()
+    [[1.5, 0.0], [0.0, 2.5]]
+    """
+    mixed = (1 - weight) * cov
+    mixed[np.diag_indices_from(mixed)] += weight * np.trace(cov) / len(cov)
+    return mixed
+
+
+def roots(
+    cov: Float[np.ndarray, "d d"],
+) -> tuple[Float[np.ndarray, "d d"], Float[np.ndarray, "d d"]]:
+    """The symmetric roots `cov^(-1/2)` and `cov^(1/2)` of a positive definite matrix.
+
+    >>> [root.tolist() for root in roots(np.diag([4.0, 1.0]))]
+    [[[0.5, 0.0], [0.0, 1.0]], [[2.0, 0.0], [0.0, 1.0]]]
+    """
+    value, vector = np.linalg.eigh(cov)
+    root = np.sqrt(value)
+    return (vector / root) @ vector.T, (vector * root) @ vector.T
+
+
+def principal(
+    cov: Float[np.ndarray, "d d"], tolerance: float
+) -> tuple[Float[np.ndarray, " r"], Float[np.ndarray, "d r"]]:
+    """Eigenvalues above `tolerance` times the largest, falling, and their vectors.
+
+    The sign of a vector is arbitrary; here its largest entry is positive, so that equal matrices
+    give equal answers on every machine.
+    """
+    value, vector = np.linalg.eigh(cov)
+    value, vector = value[::-1], vector[:, ::-1]
+    kept = value > tolerance * max(value[0], 0.0)
+    value, vector = value[kept], vector[:, kept]
+    largest = np.take_along_axis(vector, np.abs(vector).argmax(0)[None], 0)
+    return value, vector * np.where(largest < 0, -1.0, 1.0)
+
+
+def ridged_inverse_root(
+    z: Float[np.ndarray, "m r"], weight: float, ridge: float
+) -> Float[np.ndarray, "r r"]:
+    """`(weight z^T z + ridge I)^(-1/2)`, through the smaller of `z^T z` and `z z^T`.
+
+    With fewer rows than columns, `z z^T = U diag(k) U^T` gives
+    `ridge^(-1/2) I + z^T U diag(g(k)) U^T z`, where
+    `g(k) = ((weight k + ridge)^(-1/2) - ridge^(-1/2)) / k`.
+
+    >>> ridged_inverse_root(np.array([[1.0, 0.0]]), 3.0, 1.0).tolist()
+    [[0.5, 0.0], [0.0, 1.0]]
+    """
+    m, r = z.shape
+    if m >= r:
+        cov = weight * (z.T @ z)
+        cov[np.diag_indices_from(cov)] += ridge
+        return roots(cov)[0]
+    value, vector = np.linalg.eigh(z @ z.T)
+    value = np.maximum(value, 0.0)
+    inner = weight * value + ridge
+    # The same as g(k), without a difference of nearly equal numbers at small k.
+    g = -weight / (np.sqrt(ridge * inner) * (np.sqrt(inner) + np.sqrt(ridge)))
+    side = z.T @ vector
+    root = (side * g.astype(z.dtype)) @ side.T
+    root[np.diag_indices_from(root)] += ridge**-0.5
+    return root
