@@ -75,8 +75,12 @@ class Reader:
         )
 
 
-def batches(reader: Reader, sampler: Sampler, *, seed: int, start: int = 0) -> Iterator[Batch]:
+def batches(
+    reader: Reader, sampler: Sampler, *, seed: int, start: int = 0, every: int = 1
+) -> Iterator[Batch]:
     """Training batches from pass `start` on, without end; the next one is read while one trains.
+
+    With `every` above 1 all but each so-many-th pass is left to other processes.
 
     A batch depends on (seed, pass) only, so a resumed run sees what an uninterrupted one does.
     """
@@ -89,6 +93,6 @@ def batches(reader: Reader, sampler: Sampler, *, seed: int, start: int = 0) -> I
         number = start
         while True:
             batch = pending.result()
-            number += 1
+            number += every
             pending = ahead.submit(load, number)
             yield batch

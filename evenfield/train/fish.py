@@ -65,11 +65,12 @@ def by_domain(batch: Batch) -> list[Batch]:
     ]
 
 
-def check_fish(method: Method, meta_lr: float) -> None:
+def check_fish(method: Method, meta_lr: float, num_workers: int = 1) -> None:
     """Refuse what Fish cannot do.
 
     Raises:
-        InputError: The share lies outside 0 to 1, or the method compares domains.
+        InputError: The share lies outside 0 to 1, the method compares domains, or several
+            processes train together: the inner steps follow each other.
     """
     check_range("--train.meta-lr", meta_lr, 0.0, 1.0)
     if method.needs.domains > 1:
@@ -77,4 +78,9 @@ def check_fish(method: Method, meta_lr: float) -> None:
             f"{type(method).name} compares the domains of a batch, and Fish (--train.meta-lr) "
             "steps on one domain at a time",
             fix="drop --train.meta-lr, or train erm with it",
+        )
+    if num_workers > 1:
+        raise InputError(
+            f"Fish (--train.meta-lr) cannot be dealt out to {num_workers} processes",
+            fix="start one process",
         )

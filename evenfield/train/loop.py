@@ -14,10 +14,10 @@ import torch
 from evenfield.config import TrainConfig
 from evenfield.errors import InputError
 from evenfield.methods.base import Method
-from evenfield.nn.norm import sum_of
 from evenfield.train.average import Valley
 from evenfield.train.fish import Outer, by_domain
 from evenfield.train.optimiser import rate_share, resets, set_rates
+from evenfield.train.workers import Workers
 from evenfield.types import Batch, Losses
 
 
@@ -79,6 +79,7 @@ def optimise(
     share_at: Callable[[float], float] | None = None,
     clip: float | None = None,
     meta_lr: float | None = None,
+    workers: Workers = Workers(),  # noqa: B008
 ) -> Iterator[dict[str, float]]:
     """Optimiser steps; each sums the gradients of `accumulate` batches, divided by their number.
 
@@ -96,6 +97,8 @@ def optimise(
         clip: Largest norm of the gradient.
         meta_lr: Fish: a step is one inner step for each domain of each batch, then this share of
             the way to where they lead; None = plain steps.
+        workers: The processes among which the batches of a step are dealt out; `batches` are this
+            one's.
 
     Yields:
         The named parts of the loss, mean over the step's batches, `total` among them.
@@ -103,6 +106,7 @@ def optimise(
     stream = iter(batches)
     weights = [p for group in optimiser.param_groups for p in group["params"]]
     outer = None if meta_lr is None else Outer(weights, meta_lr)
+    mine = workers.share(accumulate)
 
     def backward(batch: Batch, progress: float, divisor: int) -> dict[str, torch.Tensor]:
         with torch.autocast(
@@ -114,6 +118,7 @@ def optimise(
         return {name: part.detach().float() for name, part in named}
 
     def move() -> None:
+        workers.sum_gradients(weights)
         if clip is not None:
             torch.nn.utils.clip_grad_norm_(weights, clip)
         optimiser.step()
@@ -124,7 +129,7 @@ def optimise(
             optimiser.state.clear()
         if share_at is not None:
             set_rates(optimiser, share_at(progress))
-        passes = islice(stream, accumulate)
+        passes = islice(stream, mine)
         if outer is None:
             optimiser.zero_grad(set_to_none=True)
             found = [backward(batch, progress, accumulate) for batch in passes]
@@ -137,18 +142,25 @@ def optimise(
                     found.append(backward(part, progress, 1))
                     move()
         method.after_step(progress)
-        yield means(found)
+        workers.merge_buffers(method)
+        yield means(list(chain.from_iterable(workers.gather(numbers(found)))))
 
 
-def means(found: list[dict[str, torch.Tensor]]) -> dict[str, float]:
-    """Named means over passes; a part that a pass lacks counts as 0 there."""
-    names = list(dict.fromkeys(name for parts in found for name in parts))
+def numbers(found: list[dict[str, torch.Tensor]]) -> list[dict[str, float]]:
+    """Scalars as numbers, in one transfer: each of its own would wait for the device."""
     device = found[0]["total"].device
-    zero = torch.zeros((), device=device)
-    sums = [sum_of(parts.get(name, zero).to(device) for parts in found) for name in names]
-    # One transfer for all of them: each would wait for the device.
-    values = torch.stack(sums).tolist()
-    return {name: value / len(found) for name, value in zip(names, values, strict=True)}
+    values = iter(torch.stack([v.to(device) for parts in found for v in parts.values()]).tolist())
+    return [{name: next(values) for name in parts} for parts in found]
+
+
+def means(found: list[dict[str, float]]) -> dict[str, float]:
+    """Named means over passes; a part that a pass lacks counts as 0 there.
+
+    >>> means([{"total": 3.0, "guard": 1.0}, {"total": 1.0}])
+    {'total': 2.0, 'guard': 0.5}
+    """
+    names = dict.fromkeys(name for parts in found for name in parts)
+    return {name: sum(parts.get(name, 0.0) for parts in found) / len(found) for name in names}
 
 
 def selecting(found: dict[str, float], select_by: str) -> float:
@@ -202,6 +214,7 @@ def run(
     validate: Callable[[], dict[str, float]],
     save: Callable[[str], None],
     valley: Valley | None = None,
+    workers: Workers = Workers(),  # noqa: B008
 ) -> Iterator[Progress]:
     """Train to the last epoch or until patience ends; keep the weights of the best validation.
 
@@ -215,6 +228,7 @@ def run(
         validate: What a validation finds, in the mode in which the method is to be used.
         save: Called with `best` and `last`; must write atomically.
         valley: Averages the weights (SWAD); the run ends where its valley does.
+        workers: The processes that train together; the first one validates and saves.
     """
     per_epoch = max(1, passes_per_epoch // config.accumulate)
     total = per_epoch * config.epochs
@@ -234,6 +248,7 @@ def run(
         share_at=lambda progress: rate_share(config, progress),
         clip=config.clip,
         meta_lr=config.meta_lr,
+        workers=workers,
     )
     for parts in stream:
         state.step += 1
@@ -247,7 +262,7 @@ def run(
             valley.add()
         if state.step % per_epoch == 0:
             method.eval()
-            found = validate()
+            found = workers.from_first(validate)
             method.train()
             value = selecting(found, config.select_by)
             best = value < state.best

@@ -6,6 +6,7 @@ import json
 import os
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import asdict, fields
 from itertools import islice
 from pathlib import Path
@@ -30,6 +31,7 @@ from evenfield.train.loop import Progress, State, autocast_dtype, device_of, run
 from evenfield.train.optimiser import optimiser_for
 from evenfield.train.setup import Setup, prepare_run, sampler_for
 from evenfield.train.validate import Fixed, validate, validation_rows
+from evenfield.train.workers import Workers, workers
 
 
 def fit(
@@ -44,13 +46,25 @@ def fit(
 
     `out` holds `run.json` (the resolved configuration), `history.jsonl`, `last.pt` and `best.pt`.
     A finished run is returned as it is. On the CPU a resumed run gives the same weights as an
-    uninterrupted one.
+    uninterrupted one. Started by `torchrun`, several processes train together (`train.workers`).
 
     Raises:
         InputError: `out` holds another run, or the configuration cannot be used.
         StorageError: The disk is full.
     """
-    roles, train = roles or screen.roles, config.train
+    with workers(config.train.device) as joined:
+        return _fit(screen, config, out, roles or screen.roles, on_progress, joined)
+
+
+def _fit(
+    screen: Screen,
+    config: RunConfig,
+    out: Path,
+    roles: Roles,
+    on_progress: Callable[[Progress], None] | None,
+    joined: Workers,
+) -> Model:
+    train = config.train
     about = {
         "config": to_dict(config),
         "hash": config_hash(config),
@@ -64,17 +78,21 @@ def fit(
     setup = prepare_run(screen, config, roles)
     method, sampler = setup.method, sampler_for(setup, train)
     if train.meta_lr is not None:
-        check_fish(method, train.meta_lr)
+        check_fish(method, train.meta_lr, joined.num)
     optimiser = optimiser_for(method, train)
     valley = Valley(method) if train.average == "swad" else None
     state = _resume(out / "last.pt", method, optimiser, valley)
-    if not (out / "run.json").exists():  # every setting has been found usable
+    joined.share(train.accumulate)  # named before anything is written
+    joined.wait()  # the others may still read what the first is about to write
+    if joined.first and not (out / "run.json").exists():  # every setting has been found usable
         write_json(out / "run.json", about)
     fixed_part = checkpoint.describe(
         config, screen, roles, setup.coded.classes, setup.reader.normaliser
     )
 
     def save(which: str) -> None:
+        if not joined.first:
+            return
         content = {**fixed_part, "method": method.state_dict(), "state": asdict(state)}
         if which == "last":
             content["optimiser"] = optimiser.state_dict()
@@ -83,8 +101,14 @@ def fit(
         checkpoint.save(out / f"{which}.pt", content)
 
     fixed = Fixed(setup.reader, validation_rows(setup, config))
-    stream = batches(setup.reader, sampler, seed=train.seed, start=state.step * train.accumulate)
-    with _history(out, state.step) as write:
+    stream = batches(
+        setup.reader,
+        sampler,
+        seed=train.seed,
+        start=state.step * train.accumulate + joined.rank,
+        every=joined.num,
+    )
+    with _history(out, state.step) if joined.first else nullcontext() as write:
         for note in run(
             method,
             optimiser,
@@ -95,12 +119,16 @@ def fit(
             validate=lambda: validate(method, fixed, train.select_by),
             save=save,
             valley=valley,
+            workers=joined,
         ):
-            if note.validation is not None:
+            if note.validation is not None and write is not None:
                 write(note)
-            if on_progress is not None:
+            if on_progress is not None and joined.first:
                 on_progress(note)
-    return _finish(best, setup, config, sampler, valley)
+    if joined.first:
+        _finish(best, setup, config, sampler, valley)
+    joined.wait()
+    return checkpoint.open_model(best, device=device_of(train.device))
 
 
 def _resume(
@@ -119,7 +147,7 @@ def _resume(
 
 def _finish(
     best: Path, setup: Setup, config: RunConfig, sampler: Sampler, valley: Valley | None
-) -> Model:
+) -> None:
     """Take the weights to keep and learn what adapters and the shift score need; mark as finished.
 
     The weights are the best by validation, or their average in the valley of the loss.
@@ -144,7 +172,6 @@ def _finish(
     content["reference"] = control_reference(method.predictor, setup.reader, setup.split.train)
     content["finished"] = True
     checkpoint.save(best, content)
-    return checkpoint.open_model(best, device=device_of(config.train.device))
 
 
 def _measure_statistics(setup: Setup, train: TrainConfig, sampler: Sampler) -> None:

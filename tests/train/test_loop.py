@@ -9,7 +9,7 @@ from evenfield.config import TrainConfig
 from evenfield.data.fake import fake_batch
 from evenfield.errors import InputError
 from evenfield.methods import METHODS
-from evenfield.train.loop import State, device_of, means, optimise, run, steps
+from evenfield.train.loop import State, device_of, optimise, run, steps
 from evenfield.types import Losses
 
 
@@ -48,11 +48,6 @@ def test_steps_learn(method):
     batch = fake_batch(method.needs)
     history = [x.total.item() for x in steps(method, (batch for _ in range(60)), total=60, lr=1e-2)]
     assert history[-1] < 0.5 * history[0]
-
-
-def test_a_part_that_a_pass_lacks_counts_as_nothing_there():
-    one = {"total": torch.tensor(3.0), "guard": torch.tensor(1.0)}
-    assert means([one, {"total": torch.tensor(1.0)}]) == {"total": 2.0, "guard": 0.5}
 
 
 def test_the_gradient_is_clipped_once_for_all_passes_of_a_step(method):
