@@ -13,7 +13,7 @@ from public_miniatures import (
 
 from evenfield.data.ingest import ingest
 from evenfield.data.manifest import Roles, check_manifest, prepare_manifest
-from evenfield.data.rxrx1 import check_sizes, treatment_groups
+from evenfield.data.rxrx1_tables import check_sizes, treatment_groups
 from evenfield.data.sources import SOURCES
 from evenfield.errors import EvenfieldWarning, InputError
 

@@ -23,7 +23,7 @@ import pandas as pd
 from evenfield.data.decode import read_image
 from evenfield.data.process import Process
 from evenfield.data.roles import some
-from evenfield.data.rxrx1 import (
+from evenfield.data.rxrx1_tables import (
     check_sizes,
     check_tables,
     kaggle_table,
