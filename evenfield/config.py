@@ -108,7 +108,7 @@ class TrainConfig:
         warmup: Share of the run over which the learning rate rises linearly from 0.
         clip: Largest norm of the gradient; none = as it is.
         average: `swad` averages the weights densely over the valley of the validation loss.
-        meta_lr: Fish: every step follows one Adam step for each domain of the batch and moves by
+        meta_lr: Fish: every step follows an inner step for each domain of the batch and moves by
             this share towards where they lead; none = plain steps.
         precision: `auto` takes bfloat16 where the processor computes in it, else float32.
         device: `auto` takes the GPU where there is one.
