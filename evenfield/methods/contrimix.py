@@ -47,6 +47,7 @@ from evenfield.nn.unmixing import (
     SMALLEST_SIDE,
     AttributeEncoder,
     ContentEncoder,
+    chunk_donors,
     generate,
     load_part,
 )
@@ -140,6 +141,13 @@ class ContriMix(Method):
             check_range("width", self.width, 1 / 16)
             for name in ("recon", "attribute", "content", "similarity", "risk"):
                 check_range(f"weight_{name}", getattr(self, f"weight_{name}"), 0)
+            for progress in (0.0, 1.0):
+                if not any(weights_at(self, progress).values()):
+                    raise InputError(
+                        f"all weights of the mode {self.mode!r} are 0"
+                        + (" in the warm-up" if progress < self.ce_warmup else ""),
+                        fix="give one of its terms a weight",
+                    )
             single = [
                 name
                 for name, on in (
@@ -227,12 +235,14 @@ class ContriMix(Method):
             if teaches:
                 parts = self._unmixing(weight, batch.image, content, attribute, mix, made)
             versions = made if first == "self_recon" else torch.cat([versions, made[1:]])
-        total = sum_of(weight[name] * part for name, part in parts.items())
+        terms = [weight[name] * part for name, part in parts.items()]
+        if teaches:  # a log: encoders whose attributes are all alike have nothing to mix
+            parts["attribute_spread"] = attribute[0].detach().std(0, correction=0).mean()
         if weight["risk"]:
             classified = self._classified(batch, versions, progress)
             parts |= classified.parts
-            total = total + weight["risk"] * classified.total
-        return Losses(total=total, parts=parts)
+            terms.append(weight["risk"] * classified.total)
+        return Losses(total=sum_of(terms), parts=parts)
 
     def _donors(self, batch: Batch) -> Int[Tensor, "m n"]:
         """Whose attribute each version has: the own one first, then (in training) M donors."""
@@ -318,30 +328,9 @@ def weights_at(config: ContriMix.Config, progress: float) -> dict[str, float]:
     if config.mode == "backbone":
         weight |= dict.fromkeys(UNMIXING, 0.0)
     if progress < config.ce_warmup:
-        factor = config.ce_warmup_sum / sum(weight[name] for name in UNMIXING)
+        factor = config.ce_warmup_sum / (sum(weight[name] for name in UNMIXING) or 1.0)
         weight = {name: value * factor for name, value in weight.items()} | {"risk": 0.0}
     return weight
-
-
-def chunk_donors(n: int, num_mixes: int) -> Int[Tensor, "m n"]:
-    """Each image mixes with all others of its chunk of consecutive images, in turn.
-
-    Raises:
-        InputError: The batch is not made of whole chunks.
-
-    >>> chunk_donors(6, 2).tolist()
-    [[0, 1, 2, 3, 4, 5], [1, 2, 0, 4, 5, 3], [2, 0, 1, 5, 3, 4]]
-    """
-    chunk = num_mixes + 1
-    if n % chunk:
-        raise InputError(
-            f"a batch of {n} images is not made of chunks of {chunk} (mixing within_chunk)",
-            fix=f"give --train.sampler chunks --train.chunk {chunk} and a multiple of {chunk} as "
-            "--train.num-perturbed",
-        )
-    place = torch.arange(n)
-    start, within = place - place % chunk, place % chunk
-    return start + (within + torch.arange(chunk)[:, None]) % chunk
 
 
 def aggregated(
@@ -357,7 +346,7 @@ def aggregated(
     if how == "max":
         return each_mn.amax(0)
     mean = each_mn.mean(0)
-    return mean if how == "mean" else mean + 10 * each_mn.var(0, correction=0)
+    return mean if how == "mean" else mean + 10 * (each_mn - mean).square().mean(0)
 
 
 def repeated(batch: Batch, m: int, image: Float[Tensor, "mn c h w"], seed: int) -> Batch:

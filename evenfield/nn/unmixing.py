@@ -20,7 +20,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from evenfield.errors import InputError
@@ -155,6 +155,27 @@ def generate(
     """
     with torch.autocast(content.device.type, enabled=False):
         return torch.einsum("...bcs,bshw->...bchw", attribute.float(), content.float())
+
+
+def chunk_donors(n: int, num_mixes: int) -> Int[Tensor, "m n"]:
+    """Each image mixes with all others of its chunk of consecutive images, in turn.
+
+    Raises:
+        InputError: The batch is not made of whole chunks.
+
+    >>> chunk_donors(6, 2).tolist()
+    [[0, 1, 2, 3, 4, 5], [1, 2, 0, 4, 5, 3], [2, 0, 1, 5, 3, 4]]
+    """
+    chunk = num_mixes + 1
+    if n % chunk:
+        raise InputError(
+            f"a batch of {n} images is not made of chunks of {chunk} (mixing within_chunk)",
+            fix=f"give --train.sampler chunks --train.chunk {chunk} and a multiple of {chunk} as "
+            "--train.num-perturbed",
+        )
+    place = torch.arange(n)
+    start, within = place - place % chunk, place % chunk
+    return start + (within + torch.arange(chunk)[:, None]) % chunk
 
 
 def load_part(module: nn.Module, path: Path, prefix: str) -> None:
