@@ -33,6 +33,7 @@ from evenfield.correct.base import (
 )
 from evenfield.correct.base.linear import (
     principal,
+    rank_of,
     ridged_inverse_root,
     roots,
     scatter,
@@ -121,7 +122,7 @@ class CORAL(DomainCorrector):
         n, d = residual.shape
         zero = np.zeros(d)
         cov = scatter(residual, zero, deviation) / (n - num)
-        rank = len(principal(cov, 1e-10)[0])
+        rank = rank_of(principal(cov)[0])
         if n - num <= d or rank < d:
             weight = max(shrinkage(residual, zero, deviation, cov * (n - num) / n), 1e-3)
             warn("coral", f"{n} controls of rank {rank} for {d} features: their covariance is "

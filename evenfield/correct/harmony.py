@@ -30,7 +30,7 @@ import pandas as pd
 from jaxtyping import Float, Int
 
 from evenfield.correct.base import CORRECTORS, Corrector, State, Unseen, check_range, domain_rows
-from evenfield.correct.base.linear import principal, scatter
+from evenfield.correct.base.linear import principal, rank_of, scatter
 from evenfield.seeds import derive
 from evenfield.types import Profiles
 
@@ -158,10 +158,9 @@ class Harmony(Corrector):
             return {}
         mean = x.mean(0, dtype=np.float64)
         cov = scatter(x, mean, np.ones(x.shape[1])) / len(x)
-        vector = principal(cov, 1e-10)[1][:, : self.config.num_components]
-        if not vector.shape[1]:  # all rows are equal
-            vector = np.eye(x.shape[1])[:, :1]
-        return {"mean": mean, "vector": vector.astype(np.float32)}
+        value, vector = principal(cov)
+        num = min(max(rank_of(value), 1), self.config.num_components)
+        return {"mean": mean, "vector": vector[:, :num].astype(np.float32)}
 
     @staticmethod
     def _projected(x: Float[np.ndarray, "n d"], state: State) -> Float[np.ndarray, "n e"]:

@@ -32,7 +32,13 @@ from evenfield.correct.base import (
     some_names,
     warn,
 )
-from evenfield.correct.base.linear import principal, scatter, shrinkage, towards_identity
+from evenfield.correct.base.linear import (
+    principal,
+    rank_of,
+    scatter,
+    shrinkage,
+    towards_identity,
+)
 from evenfield.errors import InputError
 from evenfield.types import Profiles
 
@@ -116,7 +122,7 @@ class Sphering(Corrector):
         n, d = x.shape
         # Decomposed in units of each feature's deviation, so that rank does not hang on units.
         correlation = scatter(x, mean, deviation) / (n - 1)
-        rank = len(principal(correlation, _RANK)[0])
+        rank = rank_of(principal(correlation)[0])
         short = n <= d or rank < d
         unit = deviation if config.kind == "zca-cor" else np.ones(d)
         cov = correlation * np.outer(deviation / unit, deviation / unit)
@@ -131,14 +137,10 @@ class Sphering(Corrector):
                 else f"only {rank} directions are kept"
             )
             warn("sphering", f"{n} reference rows of rank {rank} for {d} features: {what}")
-        value, vector = principal(cov, 0.0)
+        value, vector = principal(cov)
         if short and config.few == "reduce":
             value, vector = value[:rank], vector[:, :rank]
         whiten = vector / np.sqrt(value + config.epsilon)
         if config.kind != "pca":
             whiten = whiten @ vector.T
         return whiten / unit[:, None]
-
-
-_RANK = 1e-10
-"""Eigenvalues of the correlation below this share of the largest are rounding, not variance."""

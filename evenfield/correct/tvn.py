@@ -10,8 +10,12 @@ bioRxiv 161422 (2017), in the form of Recursion's EFAAR benchmarks (Celik et al.
 Where this file departs from EFAAR's code, and why:
     one matrix     The four steps are linear, so each batch gets one matrix, and rows are multiplied
                    once. Roots come from `eigh` of the smaller side, never from a fractional power.
-    few controls   Components in which the controls do not vary (fewer controls than features) are
-                   left out with a warning; there they are divided by rounding errors.
+    few controls   With no more controls than features there are components in which the controls do
+                   not vary, and EFAAR divides by their rounding errors. Here their covariance is
+                   shrunk towards the identity as Ledoit and Wolf say, with a warning. Likewise a
+                   batch with no more controls than features: what its controls happen to vary in
+                   is noise. Its covariance is mixed with the identity, which is typical after step
+                   3, in the ratio of its controls to the number of features, with a warning.
     signs          Of components are fixed; a sign changes no distance and no cosine.
 
 As there, means of batches are left alone: put `standardise` by plate before it.
@@ -25,8 +29,14 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
-from evenfield.correct.base import CORRECTORS, DomainCorrector, State, check_range, warn
-from evenfield.correct.base.linear import principal, ridged_inverse_root, scatter
+from evenfield.correct.base import CORRECTORS, DomainCorrector, State, check_range, some_names, warn
+from evenfield.correct.base.linear import (
+    principal,
+    rank_of,
+    ridged_inverse_root,
+    scatter,
+    shrinkage,
+)
 from evenfield.data.roles import some
 from evenfield.errors import InputError
 
@@ -36,8 +46,7 @@ class TVN(DomainCorrector):
     """Typical variation normalisation with CORAL for each batch; the features become components.
 
     A batch never seen: step 4 from its own controls, steps 1 to 3 as fitted; without any control it
-    is refused. A batch with a single control has no covariance and takes that of all controls after
-    step 3, the identity, with a warning.
+    is refused.
     """
 
     @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,34 +75,42 @@ class TVN(DomainCorrector):
             raise InputError(
                 f"tvn: no feature varies among the {n} controls", fix="give more negative controls"
             )
-        # A feature that does not vary is centred only, as scikit-learn's scaler does, and then
-        # has no share in any component.
-        deviation = np.where(varies, deviation, 1.0)
-        value, vector = principal(scatter(x, mean, deviation) / n, 1e-10)
-        if len(value) < d:
-            warn("tvn", f"{n} controls of rank {len(value)} for {d} features: only {len(value)} "
-                        "components are kept")  # fmt: skip
-        whiten = vector / np.sqrt(value) / deviation[:, None]
+        if not varies.all():
+            warn("tvn", f"{int((~varies).sum())} feature(s) do not vary among the {n} controls and "
+                        f"have no share in a component: {some_names(names, ~varies)}")  # fmt: skip
+        x, centre, scale = x[:, varies], mean[varies], deviation[varies]
+        cov = scatter(x, centre, scale) / n
+        value, vector = principal(cov)
+        rank = rank_of(value)
+        if n <= len(value) or rank < len(value):
+            weight = max(shrinkage(x, centre, scale, cov), 1e-3)
+            value = (1 - weight) * value + weight * value.mean()
+            warn("tvn", f"{n} controls of rank {rank} for {len(value)} features: their covariance "
+                        f"is shrunk by {weight:.2f} towards the identity")  # fmt: skip
+        whiten = np.zeros((d, len(value)))
+        whiten[varies] = vector / np.sqrt(value) / scale[:, None]
         return {"mean": mean, "whiten": whiten.astype(x.dtype)}
 
     def unit(self, pooled: State, reference: Float[np.ndarray, "m d"]) -> State:
         """The matrix (d, r) of steps 1 to 4 for a batch."""
-        whiten = pooled["whiten"]
-        m = len(reference)
+        whiten, (m, r) = pooled["whiten"], (len(reference), pooled["whiten"].shape[1])
         if self.config.domain is None:
             return {"matrix": whiten, "num": np.array(m)}
-        if m == 1:
-            return {"matrix": whiten / np.sqrt(1 + self.config.ridge), "num": np.array(m)}
         z = (reference - pooled["mean"].astype(whiten.dtype)) @ whiten
-        root = ridged_inverse_root(z - z.mean(0), 1 / (m - 1), self.config.ridge)
+        share = 1.0 if m > r else (m - 1) / (m - 1 + r)
+        ridge = self.config.ridge + 1 - share
+        root = ridged_inverse_root(z - z.mean(0), share / max(m - 1, 1), ridge)
         return {"matrix": whiten @ root, "num": np.array(m)}
 
     def announce(self, units: dict[str, State], names: tuple[str, ...]) -> None:
-        """Name the batches with a single control."""
-        single = [name for name, unit in units.items() if unit["num"] == 1]
-        if single and self.config.domain is not None:
-            warn("tvn", f"{len(single)} domain(s) ({some(single, 4)}) have a single control: the "
-                        "covariance of all controls stands in for theirs")  # fmt: skip
+        """Name the batches with few controls."""
+        num = {name: int(unit["num"]) for name, unit in units.items()}
+        r = next(iter(units.values()))["matrix"].shape[1]
+        few = [name for name, m in num.items() if m <= r]
+        if few and self.config.domain is not None:
+            warn("tvn", f"{len(few)} domain(s) ({some(few, 4)}) have no more controls (the fewest: "
+                        f"{min(num.values())}) than the {r} features: their covariances are shrunk "
+                        "towards the identity")  # fmt: skip
 
     def move(self, pooled: State, unit: State, x: Float[np.ndarray, "n d"]) -> np.ndarray:
         """`(x - mean) @ matrix`."""

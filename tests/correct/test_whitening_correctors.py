@@ -146,13 +146,13 @@ def tvn_by_steps(table, ridge=0.5):
     return third, e
 
 
-@pytest.mark.parametrize("controls", [3, 24])  # 6 and 48 a batch, for 8 features
+@pytest.mark.parametrize("controls", [5, 24])  # 10 and 48 a batch, for 8 features
 def test_tvn_is_efaars_four_steps(controls):
     table = fake_profiles(d=8, controls=controls, dtype=np.float64)
     ours = TVN().fit_transform(table).features
     _, theirs = tvn_by_steps(table)
-    np.testing.assert_allclose(ours @ ours.T, theirs @ theirs.T, rtol=1e-6, atol=1e-6)
     np.testing.assert_allclose(np.abs(ours), np.abs(theirs), rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(ours @ ours.T, theirs @ theirs.T, rtol=1e-6, atol=1e-6)
 
 
 def test_tvn_with_a_large_ridge_tends_to_step_three():
@@ -172,11 +172,42 @@ def test_tvn_fitted_on_train_takes_a_new_batch_by_its_controls():
     np.testing.assert_allclose(out.features, fitted.transform(known).features, atol=1e-5)
 
 
-def test_tvn_drops_components_without_controls_and_says_so():
+def test_tvn_with_few_controls_shrinks_with_both_numbers():
     table = fake_profiles(num_batches=2, plates=1, controls=5, d=30)
-    with pytest.warns(EvenfieldWarning, match="10 controls of rank 9 for 30 features: only 9"):
+    with pytest.warns(EvenfieldWarning) as told:
         out = TVN().fit_transform(table)
-    assert out.names == tuple(f"TVN_{i}" for i in range(9))
+    first, second = (str(warning.message) for warning in told)
+    assert "10 controls of rank 9 for 30 features" in first
+    assert "2 domain(s) (b0, b1) have no more controls (the fewest: 5) than the 30" in second
+    assert out.names == tuple(f"TVN_{i}" for i in range(30))
+    assert np.abs(out.features).max() < 30
+
+
+def test_tvn_trusts_a_batch_with_few_controls_only_as_far():
+    """Shrunk to m : d, the covariance of a batch is `share S + (1 - share) I`, plus the ridge."""
+    table = fake_profiles(num_batches=8, plates=1, controls=5, d=8, dtype=np.float64)
+    with pytest.warns(EvenfieldWarning, match=r"8 domain\(s\)"):
+        fitted = TVN().fit(table)
+    third = TVN(domain=None).fit_transform(table)
+    x = of(third, "Metadata_Batch", "b3")
+    share = 4 / (4 + 8)
+    source = share * cov(controls_of(x).features) + (1 - share + 0.5) * np.eye(8)
+    expected = x.features @ fractional_matrix_power(source, -0.5)
+    ours = fitted.transform(of(table, "Metadata_Batch", "b3")).features
+    np.testing.assert_allclose(ours, expected, atol=1e-8)
+
+
+def test_tvn_leaves_out_what_does_not_vary_by_name():
+    table = fake_profiles()
+    x = table.features.copy()
+    x[(table.metadata.Metadata_ControlType == "negcon").to_numpy(), 1] = 0.1
+    with pytest.warns(EvenfieldWarning, match="no share in a component: f1"):
+        out = TVN().fit_transform(table.with_features(x))
+    rest = [0, 2, 3, 4, 5]
+    alone = TVN().fit_transform(
+        table.with_features(x[:, rest], tuple(table.names[i] for i in rest))
+    )
+    np.testing.assert_allclose(out.features, alone.features, atol=1e-4)
 
 
 def test_tvn_with_a_single_control_in_a_batch_takes_the_pooled_covariance():
@@ -187,7 +218,7 @@ def test_tvn_with_a_single_control_in_a_batch_takes_the_pooled_covariance():
         | (told.Metadata_ControlType == "trt")
         | ((told.Metadata_Plate == "b1p0") & (told.Metadata_Well == "A01"))
     ).to_numpy()
-    with pytest.warns(EvenfieldWarning, match=r"1 domain\(s\) \(b1\) have a single control"):
+    with pytest.warns(EvenfieldWarning, match=r"1 domain\(s\) \(b1\) have no more .*fewest: 1\)"):
         out = TVN().fit(table[keep])
     plain = TVN(domain=None).fit(table[keep])
     b1 = of(table[keep], "Metadata_Batch", "b1")

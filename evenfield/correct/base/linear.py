@@ -78,19 +78,26 @@ def roots(
 
 
 def principal(
-    cov: Float[np.ndarray, "d d"], tolerance: float
-) -> tuple[Float[np.ndarray, " r"], Float[np.ndarray, "d r"]]:
-    """Eigenvalues above `tolerance` times the largest, falling, and their vectors.
+    cov: Float[np.ndarray, "d d"],
+) -> tuple[Float[np.ndarray, " d"], Float[np.ndarray, "d d"]]:
+    """Eigenvalues, falling and not below 0, and their vectors as columns.
 
     The sign of a vector is arbitrary; here its largest entry is positive, so that equal matrices
     give equal answers on every machine.
     """
     value, vector = np.linalg.eigh(cov)
-    value, vector = value[::-1], vector[:, ::-1]
-    kept = value > tolerance * max(value[0], 0.0)
-    value, vector = value[kept], vector[:, kept]
+    value, vector = np.maximum(value[::-1], 0.0), vector[:, ::-1]
     largest = np.take_along_axis(vector, np.abs(vector).argmax(0)[None], 0)
     return value, vector * np.where(largest < 0, -1.0, 1.0)
+
+
+def rank_of(value: Float[np.ndarray, " d"]) -> int:
+    """How many eigenvalues are variance: those far below the largest are rounding.
+
+    >>> rank_of(np.array([4.0, 1.0, 1e-15]))
+    2
+    """
+    return int((value > 1e-10 * value.max()).sum())
 
 
 def ridged_inverse_root(
