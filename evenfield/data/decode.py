@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import struct
 from collections.abc import Collection
+from io import BytesIO
 from pathlib import Path
 from zlib import crc32
 
@@ -44,28 +45,41 @@ def read_image(path: Path, *, num_channels: int) -> np.ndarray:
         InputError: It is missing, truncated, damaged, of another kind, or holds another number of
             channels.
     """
-    suffix = path.suffix.lower()
+    return _decode(path, str(path), num_channels)
+
+
+def decode_image(raw: bytes, name: str, *, num_channels: int) -> np.ndarray:
+    """Decode what a file of that name holds, wherever it was read from; else as `read_image`."""
+    return _decode(raw, name, num_channels)
+
+
+def _decode(file: Path | bytes, name: str, num_channels: int) -> np.ndarray:
+    suffix = Path(name).suffix.lower()
     if suffix not in {".tif", ".tiff", ".png"}:
-        raise InputError(f"{path}: not a TIFF or PNG by its name", fix="give .tif, .tiff or .png")
+        raise InputError(f"{name}: not a TIFF or PNG by its name", fix="give .tif, .tiff or .png")
     try:
-        image, axes = _tiff(path) if suffix != ".png" else _png(path)
+        image, axes = _tiff(file) if suffix != ".png" else _png(file)
     except OSError as error:
         raise InputError(
-            f"{path}: {error.strerror or error}", fix="check the path and the permissions"
+            f"{name}: {error.strerror or error}", fix="check the path and the permissions"
         ) from error
     except _FAULTS as error:
         raise InputError(
-            f"{path}: truncated or damaged ({str(error).strip() or type(error).__name__})",
+            f"{name}: truncated or damaged ({str(error).strip() or type(error).__name__})",
             fix="copy the file again",
         ) from error
-    return _channels_first(path, image, axes, num_channels)
+    return _channels_first(name, image, axes, num_channels)
 
 
-def _tiff(path: Path) -> tuple[np.ndarray, str]:
-    with tifffile.TiffFile(path) as file:
+def _tiff(source: Path | bytes) -> tuple[np.ndarray, str]:
+    opened: Path | BytesIO
+    if isinstance(source, bytes):
+        opened, size = BytesIO(source), len(source)
+    else:
+        opened, size = source, source.stat().st_size
+    with tifffile.TiffFile(opened) as file:
         if not file.series:
             raise ValueError("it holds no image")
-        size = path.stat().st_size
         for page in file.pages:
             ends = [a + b for a, b in zip(page.dataoffsets, page.databytecounts, strict=True)]
             if not ends or max(ends) > size or 0 in page.databytecounts:
@@ -78,8 +92,8 @@ def _tiff(path: Path) -> tuple[np.ndarray, str]:
         return image, series.axes
 
 
-def _png(path: Path) -> tuple[np.ndarray, str]:
-    raw = path.read_bytes()
+def _png(source: Path | bytes) -> tuple[np.ndarray, str]:
+    raw = source if isinstance(source, bytes) else source.read_bytes()
     _check_png(raw)
     image = imagecodecs.png_decode(raw)
     return image, "YX" if image.ndim == 2 else "YXC"
@@ -96,7 +110,7 @@ def _check_png(raw: bytes) -> None:
         start = stop + 4
 
 
-def _channels_first(path: Path, image: np.ndarray, axes: str, num: int) -> np.ndarray:
+def _channels_first(name: str, image: np.ndarray, axes: str, num: int) -> np.ndarray:
     keep = [axis for axis, size in enumerate(image.shape) if size > 1 or axes[axis] in "YX"]
     axes = "".join(axes[axis] for axis in keep)
     image = image.reshape([image.shape[axis] for axis in keep])
@@ -109,7 +123,7 @@ def _channels_first(path: Path, image: np.ndarray, axes: str, num: int) -> np.nd
         if image.shape[2] == num:
             return np.moveaxis(image, 2, 0)
     raise InputError(
-        f"{path}: shape {image.shape} ({axes}) does not hold {num} channel"
+        f"{name}: shape {image.shape} ({axes}) does not hold {num} channel"
         + ("s" if num > 1 else ""),
         fix="name as many channels as the files hold",
     )

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Float, Integer, UInt16
 from scipy import ndimage
 
-from evenfield.data.process import resize_area
+from evenfield.data.process import resize_area, resize_linear
 from evenfield.errors import InputError
 
 DOWN_SCALE = 4
@@ -90,16 +90,7 @@ def enlarge(
     """The function at full size: max(F, r) / r with r the 2nd percentile of F; at least 1."""
     out = np.empty((len(smooth), height, width), np.float32)
     for channel, plane in enumerate(smooth):
-        full = _linear(_linear(plane.astype(np.float64), height).T, width).T
+        full = resize_linear(resize_linear(plane.astype(np.float64), 0, height), 1, width)
         floor = max(float(np.percentile(full, FLOOR)), 1.0)
         out[channel] = np.maximum(full, floor) / floor
     return out
-
-
-def _linear(plane: np.ndarray, num: int) -> np.ndarray:
-    """Linear interpolation of the rows between pixel centres, constant beyond the outer ones."""
-    place = np.clip((np.arange(num) + 0.5) * len(plane) / num - 0.5, 0, len(plane) - 1)
-    low = np.minimum(place.astype(int), max(len(plane) - 2, 0))
-    high = np.minimum(low + 1, len(plane) - 1)
-    part = (place - low)[:, None]
-    return plane[low] * (1 - part) + plane[high] * part

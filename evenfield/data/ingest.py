@@ -160,7 +160,13 @@ class _Decoder:
             illumination = self._enlarged(plate, field.shape[1], field.shape[2])
             cap = self._light[plate][1]
         try:
-            crops = apply(field, self._listing.process, illumination=illumination, cap=cap)
+            crops = apply(
+                field,
+                self._listing.process,
+                illumination=illumination,
+                cap=cap,
+                pixel_size_um=self._listing.size_of(row),
+            )
         except InputError as error:
             problem = f"{self._listing.name(row)}: {error.problem}"
             raise InputError(problem, fix=error.fix) from error
@@ -179,7 +185,8 @@ class _Decoder:
                 self._fault(row, error)
                 continue
             self._sample = crops.shape, crops.dtype
-            resize, size = self._listing.process.resize, self._listing.pixel_size_um
+            process = self._listing.process
+            size, resize = process.pixel_size_um or self._listing.pixel_size_um, process.resize
             return crops, size * height / resize[0] if size and resize else size
         self.raise_faults()
         raise AssertionError("a table that was checked has rows")

@@ -22,6 +22,9 @@ class Process:
     Attributes:
         illumination: Divide by an illumination function per plate and channel (DeepProfiler).
         resize: Height and width after shrinking by area, before the crops; none = as it is.
+        pixel_size_um: Side of a pixel in micrometres to which every field is resampled, before the
+            crops, so that microscopes agree (give `crop`, too: their fields then differ in size);
+            none = as it is.
         eight_bit: `off`; `deepprofiler`: 0.05 to 99.95 % of each image and channel become 0 to
             255; `cs-arm-bn`: 0 to the 99.99 % point.
         grid: Rows and columns of crops that a field is cut into, one row of the manifest each.
@@ -30,6 +33,7 @@ class Process:
 
     illumination: bool = False
     resize: tuple[int, int] | None = None
+    pixel_size_um: float | None = None
     eight_bit: Literal["off", "deepprofiler", "cs-arm-bn"] = "off"
     grid: tuple[int, int] = (1, 1)
     crop: int = 0
@@ -39,6 +43,12 @@ class Process:
             raise InputError(
                 f"grid {self.grid}, crop {self.crop}, resize {self.resize}: sizes must be positive",
                 fix="give whole numbers above 0 (crop 0 = the whole cell)",
+            )
+        if self.pixel_size_um is not None and (self.resize or not self.pixel_size_um > 0):
+            raise InputError(
+                f"pixel_size_um {self.pixel_size_um} with resize {self.resize}",
+                fix="give a size above 0 micrometres, and one of the two: resize decides the "
+                "number of pixels, pixel_size_um what each of them covers",
             )
 
     @property
@@ -53,6 +63,7 @@ def apply(
     *,
     illumination: Float[np.ndarray, "c h w"] | None = None,
     cap: Float[np.ndarray, " c"] | None = None,
+    pixel_size_um: float | None = None,
 ) -> Integer[np.ndarray, "n c y x"]:
     """A decoded field as the crops that are stored, uint8 or uint16.
 
@@ -61,9 +72,11 @@ def apply(
         process: What is done.
         illumination: The plate's function, at least 1 everywhere.
         cap: The plate's 99.99 % point of each channel; no stretch reaches above it.
+        pixel_size_um: Side of the field's pixels in micrometres, where known.
 
     Raises:
-        InputError: Values do not fit into 16 bits, or a crop is larger than its cell.
+        InputError: Values do not fit into 16 bits, a crop is larger than its cell, or the size of
+            the pixels is asked for and not known.
     """
     image = field if process.eight_bit != "off" else _integers(field)
     kind = np.uint8 if image.dtype == np.uint8 else np.uint16
@@ -71,6 +84,13 @@ def apply(
         image = image / illumination
     if process.resize is not None:
         image = resize_area(image, *process.resize)
+    if process.pixel_size_um is not None:
+        if pixel_size_um is None:
+            raise InputError(
+                "the size of its pixels is not known",
+                fix="name it in the reader's settings or tables, or leave process.pixel_size_um",
+            )
+        image = resample(image, pixel_size_um / process.pixel_size_um)
     if process.eight_bit != "off":
         image = _eight_bit(image, process.eight_bit, cap)
     elif image.dtype.kind == "f":
@@ -147,6 +167,35 @@ def resize_area(
     if image.shape[1:] == (height, width):
         return image
     return _area(_area(image, 1, height), 2, width)
+
+
+def resample(
+    image: Shaped[np.ndarray, "c h w"], scale: float
+) -> Shaped[np.ndarray, "c height width"]:
+    """`scale` times as many pixels a side, to the nearest whole one, over the same area.
+
+    Fewer by area, so that no pixel is skipped; more by linear interpolation.
+
+    >>> resample(np.arange(4.0).reshape(1, 2, 2), 2.0)[0, 0].tolist()
+    [0.0, 0.25, 0.75, 1.0]
+    """
+    for axis in (1, 2):
+        num = max(1, round(image.shape[axis] * scale))
+        if num < image.shape[axis]:
+            image = _area(image, axis, num)
+        elif num > image.shape[axis]:
+            image = resize_linear(image, axis, num)
+    return image
+
+
+def resize_linear(image: np.ndarray, axis: int, num: int) -> np.ndarray:
+    """Linear interpolation along an axis between pixel centres, constant beyond the outer ones."""
+    size = image.shape[axis]
+    place = np.clip((np.arange(num) + 0.5) * size / num - 0.5, 0, size - 1)
+    low = np.minimum(place.astype(int), max(size - 2, 0))
+    high = np.minimum(low + 1, size - 1)
+    part = (place - low).reshape([-1 if other == axis else 1 for other in range(image.ndim)])
+    return np.take(image, low, axis) * (1 - part) + np.take(image, high, axis) * part
 
 
 def _area(image: np.ndarray, axis: int, num: int) -> np.ndarray:

@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from evenfield.data.process import Process, apply, percentiles, resize_area
+from evenfield.data.process import Process, apply, percentiles, resample, resize_area
 from evenfield.errors import InputError
 
 
@@ -106,3 +106,32 @@ def test_what_does_not_fit_16_bits_is_refused(bad):
     image[0, 0, 0] = bad
     with pytest.raises(InputError, match="no 16-bit numbers"):
         apply(image, Process())
+
+
+@settings(deadline=None, max_examples=30)
+@given(h=st.integers(2, 9), w=st.integers(2, 9), scale=st.floats(0.3, 3))
+def test_resampling_keeps_a_ramp_and_its_mean(h, w, scale):
+    ramp = np.add.outer(np.arange(h) / h, np.arange(w) / w)[None]
+    got = resample(ramp, scale)
+    assert got.shape == (1, max(1, round(h * scale)), max(1, round(w * scale)))
+    np.testing.assert_allclose(got.mean(), ramp.mean(), atol=1e-9)
+    centre = (np.arange(got.shape[1]) + 0.5) / got.shape[1] - 0.5 / h
+    if got.shape[1] >= h:  # between the outer centres linear interpolation gives the ramp back
+        inside = (centre >= 0) & (centre <= (h - 1) / h)
+        np.testing.assert_allclose(np.diff(got[0, inside, 0]), np.diff(centre[inside]), atol=1e-9)
+
+
+def test_microscopes_agree_after_resampling():
+    fine, coarse = field((1, 80, 80)), field((1, 68, 68))
+    process = Process(pixel_size_um=0.65, crop=60)
+    shapes = {
+        apply(image, process, pixel_size_um=size).shape
+        for image, size in ((fine, 0.597976), (coarse, 0.7032))
+    }
+    assert shapes == {(1, 1, 60, 60)}
+    same = apply(fine, Process(pixel_size_um=0.65), pixel_size_um=0.65)
+    np.testing.assert_array_equal(same[0], fine)
+    with pytest.raises(InputError, match="size of its pixels is not known"):
+        apply(fine, process)
+    with pytest.raises(InputError, match="one of the two"):
+        Process(pixel_size_um=0.65, resize=(8, 8))

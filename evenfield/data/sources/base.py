@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, ClassVar, Literal
+from pathlib import Path, PurePath
+from typing import Any, ClassVar, Literal, Protocol, Self, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -29,6 +29,7 @@ class Listing:
         name: Row to what a message calls it (its file).
         process: What is done to each field before it is stored.
         pixel_size_um: Side of a pixel of the files in micrometres, where known.
+        pixel_sizes: Row to that side, where microscopes differ.
         provenance: What else is worth knowing about where it comes from.
         notes: What was left out or is doubtful: said as warnings.
         may_be_empty: Row to the numbers of the channels that may be empty: never recorded and
@@ -44,6 +45,11 @@ class Listing:
     provenance: dict[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     may_be_empty: Callable[[int], Collection[int]] = lambda _: ()
+    pixel_sizes: Callable[[int], float | None] | None = None
+
+    def size_of(self, row: int) -> float | None:
+        """Side of a pixel of a row's files in micrometres, where known."""
+        return self.pixel_size_um if self.pixel_sizes is None else self.pixel_sizes(row)
 
 
 class Reader(ABC):
@@ -131,9 +137,22 @@ def _names(folder: Path) -> set[str]:
 Missing = Literal["error", "skip"]
 
 
+class Places(Protocol):
+    """Where the files of each row are: what `Files` and readers with files elsewhere offer."""
+
+    def missing(self) -> Mapping[int, Sequence[object]]:
+        """Rows with files that are not there."""
+
+    def choose(self, rows: Sequence[int]) -> Self:
+        """The files of some rows."""
+
+
+P = TypeVar("P", bound=Places)
+
+
 def without_missing(
-    table: pd.DataFrame, files: Files, missing: Missing
-) -> tuple[pd.DataFrame, Files, tuple[str, ...]]:
+    table: pd.DataFrame, files: P, missing: Missing
+) -> tuple[pd.DataFrame, P, tuple[str, ...]]:
     """Under `skip`, leave out fields with missing files and say which; else all as they are.
 
     Raises:
@@ -151,7 +170,7 @@ def without_missing(
             f"no field has all its files (the first that is missing: {first})",
             fix="check the folder and the file names",
         )
-    absent = [path.name for paths in lost.values() for path in paths]
+    absent = [PurePath(str(path)).name for paths in lost.values() for path in paths]
     text = ", ".join(absent[:20]) + (f" and {len(absent) - 20} more" if len(absent) > 20 else "")
     note = f"{len(lost)} of {len(table)} fields were left out, their files are missing: {text}"
     return table.iloc[keep].reset_index(drop=True), files.choose(keep), (note,)
