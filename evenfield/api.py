@@ -328,6 +328,7 @@ def bench(
     config: Path | None = None,
     seeds: tuple[int, ...] | None = None,
     epochs: int | None = None,
+    weights: Path | None = None,
     roles: RoleChoice = RoleChoice(),  # noqa: B008
     command: str = "",
 ) -> Path:
@@ -340,6 +341,7 @@ def bench(
         config: A JSON file with a full grid configuration.
         seeds: Other seeds than the preset's.
         epochs: At most so many epochs in every run.
+        weights: A local file of torchvision weights that every backbone starts from.
         roles: Other columns for the roles.
         command: What the report says to repeat this with.
 
@@ -369,6 +371,9 @@ def bench(
                 for arm in grid.arms
             ),
         )
+    if weights is not None:
+        arms = [replace(a, train=replace(a.train, weights=Path(weights))) for a in grid.arms]
+        grid = replace(grid, arms=tuple(arms))
     opened = open_screen(screen)
     with Bar("bench") as bar:
 

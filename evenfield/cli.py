@@ -257,6 +257,7 @@ def _bench(
     config: Path | None = None,
     seeds: tuple[int, ...] | None = None,
     epochs: int | None = None,
+    weights: Path | None = None,
     roles: RoleChoice = RoleChoice(),  # noqa: B008
     quiet: Quiet = False,
 ) -> int:
@@ -269,12 +270,13 @@ def _bench(
         config: A JSON file with a full grid configuration.
         seeds: Other seeds than the preset's.
         epochs: At most so many epochs in every run.
+        weights: A local file of torchvision weights that every backbone starts from.
         roles: Other columns for the roles.
         quiet: Print nothing but errors.
     """
     api.bench(
-        preset, screen, out, config=config, seeds=seeds, epochs=epochs, roles=roles,
-        command=_command(),
+        preset, screen, out, config=config, seeds=seeds, epochs=epochs, weights=weights,
+        roles=roles, command=_command(),
     )  # fmt: skip
     if not quiet:
         _show_rows(api.results(out))
@@ -440,6 +442,8 @@ SIMPLE: dict[str, Callable[..., int]] = {
 
 PRESET_NAMES = (
     "demo", "regimes", "fairness", "siblings", "bbbc021-mechanisms", "bbbc021-taxol",
+    "camelyon17-erm", "camelyon17-baselines", "camelyon17-contrimix",
+    "rxrx1-wilds-erm", "rxrx1-wilds-baselines", "rxrx1-wilds-abra",
 )  # fmt: skip
 
 

@@ -4,5 +4,6 @@ from collections.abc import Callable
 
 from evenfield.bench.grid import GridConfig
 from evenfield.bench.presets.adaptation import ADAPTATION
+from evenfield.bench.presets.wilds import WILDS
 
-PRESETS: dict[str, Callable[[], GridConfig]] = {**ADAPTATION}
+PRESETS: dict[str, Callable[[], GridConfig]] = {**ADAPTATION, **WILDS}
