@@ -5,6 +5,7 @@ import fake_results as fake
 import numpy as np
 import pytest
 
+from evenfield.records import ORACLE, TRANSDUCTIVE
 from evenfield.report.tables import as_json, as_text, summarise
 from evenfield.report.verdict import verdict
 
@@ -161,3 +162,53 @@ def test_verdict_says_when_a_gain_is_not_certain():
     ]
     found = verdict(summarise(records))
     assert any("not certain" in note for note in found.notes)
+
+
+def test_marked_protocols_are_tracks_of_their_own():
+    """A better transductive or oracle row wins nothing over the standard track."""
+    plain = [r for r in fake.values() if r.metric == "accuracy"]
+    best = {"method": "cs-arm-bn", "adapter": "union"}
+    for mark in (TRANSDUCTIVE, ORACLE):
+        other = [
+            replace(r, **best, protocol=r.protocol + mark, value=1.0)
+            for r in plain
+            if (r.method, r.adapter) == ("erm", "source")
+        ]
+        rows = summarise([*other, *plain])
+        assert [row.protocol for row in rows][-1] == f"new-batch{mark}"
+        for row in rows:
+            if mark in row.protocol:
+                assert (row.gain, row.gap_closed) == (None, None)
+        found = verdict(rows)
+        assert found.protocol == "new-batch"
+        assert found == verdict(summarise(plain))
+        alone = verdict(summarise(other))
+        assert alone.protocol == f"new-batch{mark}"
+        text = " ".join((alone.sentence, *alone.notes))
+        said = {ORACLE: "no honest number", TRANSDUCTIVE: "another track"}
+        assert said[mark] in text
+        assert "4 unseen batches" in text
+
+
+def test_a_marked_track_is_compared_within_itself():
+    mark = TRANSDUCTIVE
+    track = [
+        replace(r, protocol=r.protocol + mark) for r in fake.values() if r.metric == "accuracy"
+    ]
+    plain = [r for r in fake.values() if r.metric == "accuracy"]
+    for one, two in zip(summarise(track), summarise(plain), strict=True):
+        assert replace(one, protocol=two.protocol) == two
+
+
+def test_sample_standard_deviation_over_seeds():
+    records = [
+        fake.base(metric="acc_avg", protocol="new-batch", method="erm", adapter="source",
+                  fold="x", seed=seed, value=value, num=10)
+        for seed, value in enumerate((0.70, 0.76, 0.61))
+    ]  # fmt: skip
+    groups = [replace(r, unit="slide20", unit_role="group", value=0.0) for r in records]
+    row = one(summarise([*groups, *records]), method="erm")
+    assert row.mean == pytest.approx(0.69)
+    assert row.seed_sd == pytest.approx(np.std([0.70, 0.76, 0.61], ddof=1))
+    assert "± 7.5" in as_text([row])
+    assert one(summarise(records[:1]), method="erm").seed_sd is None
