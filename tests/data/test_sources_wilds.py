@@ -188,3 +188,32 @@ def test_pictures_of_another_size_are_refused(camelyon):
         pictures.read(0)
     with pytest.raises(InputError, match="No such file"):
         pictures.read(1)
+
+
+def test_whole_releases_pass(rxrx1, camelyon, monkeypatch):
+    """The path of a whole release, with the miniatures' numbers in place of the published ones."""
+    from evenfield.data.sources import wilds_camelyon17 as c
+    from evenfield.data.sources import wilds_rxrx1 as r
+
+    assert sum(r.COUNTS.values()) == 125510
+    assert sum(c.COUNTS.values()) == 455954
+    found = {"train": 36, "val": 12, "test": 24, "id_test": 36}
+    monkeypatch.setattr(r, "COUNTS", found)
+    monkeypatch.setattr(r, "EXPERIMENTS", {"train": 6, "val": 1, "test": 2})
+    with pytest.raises(InputError, match="there are 3 siRNAs, not 1139"):
+        r.WildsRxRx1(r.WildsRxRx1.Config(folder=rxrx1[0])).listing()
+    monkeypatch.setattr(r, "NUM_CLASSES", 3)
+    monkeypatch.setattr(r, "_check", lambda _: None)  # which says that 1138 is the last class
+    whole = r.WildsRxRx1(r.WildsRxRx1.Config(folder=rxrx1[0])).listing()
+    assert len(whole.manifest) == 108
+    with pytest.raises(InputError, match="16 x 16 uint8, not 256 x 256"):
+        whole.read(0)
+    monkeypatch.setattr(c, "COUNTS", {"train": 36, "id_val": 12, "val": 16, "test": 16})
+    monkeypatch.setattr(c, "SLIDES", {"train": 6, "id_val": 6, "val": 2, "test": 2})
+    listed = c.WildsCamelyon17(c.WildsCamelyon17.Config(folder=camelyon[0])).listing()
+    assert listed.notes == ()
+    with pytest.raises(InputError, match="16 x 16 uint8, not 96 x 96"):
+        listed.read(0)
+    monkeypatch.setattr(c, "SLIDES", {"train": 7, "id_val": 6, "val": 2, "test": 2})
+    with pytest.raises(InputError, match="the split train has 6 slides, not 7"):
+        c.WildsCamelyon17(c.WildsCamelyon17.Config(folder=camelyon[0])).listing()
