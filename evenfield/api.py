@@ -26,6 +26,7 @@ from evenfield.errors import EvenfieldWarning, InputError
 if TYPE_CHECKING:
     import pandas as pd
 
+    from evenfield.bench.mixes import Mixes
     from evenfield.data.manifest import Finding, Roles
     from evenfield.data.store import Screen
     from evenfield.report.tables import Row
@@ -318,6 +319,44 @@ def evaluate(
 
     evaluate_run(_model(run, device), open_screen(screen), Path(out), tuple(adapters))
     return results(out)
+
+
+def mixes(
+    run: Path | str,
+    screen: Path | str,
+    out: Path | str,
+    *,
+    seed: int = 0,
+    device: str = "auto",
+) -> Mixes:
+    """Draw what the encoders of a `contrimix` run do to images of a screen.
+
+    Args:
+        run: A run's folder.
+        screen: A screen's folder; of the training screen only images that it has not seen.
+        out: An SVG file: content maps, and contents under the attributes of other domains.
+        seed: Draws the images.
+        device: `auto`, `cpu` or `cuda`.
+
+    Returns:
+        What was drawn, with numbers: how much structure mixes keep.
+
+    Raises:
+        InputError: `out` is no SVG file, or the run is not one of `contrimix`.
+    """
+    from dataclasses import asdict
+
+    from evenfield.bench.mixes import mixes_of_run
+    from evenfield.files import whole
+    from evenfield.report.mixes import mix_file
+
+    path = Path(out)
+    if path.suffix != ".svg":
+        raise InputError(f"{path} is no name of an SVG file", fix="give one that ends in .svg")
+    found = mixes_of_run(_model(run, device), open_screen(screen), seed=seed)
+    with whole(path) as file:
+        file.write(mix_file(asdict(found)).encode())
+    return found
 
 
 def bench(

@@ -37,6 +37,7 @@ VERBS = {
     "adapt": "adapt a model to new plates, without labels",
     "predict": "predict new plates: labels, probabilities, uncertainty, shift of each plate",
     "evaluate": "judge a model on held-out plates, with and without adaptation",
+    "mixes": "draw what a run of contrimix does to images: content maps, mixes, numbers",
     "bench": "run a grid of methods, adapters, protocols and seeds; resumable",
     "report": "make one HTML page of results",
     "results": "print aggregated results as a table or as JSON",
@@ -249,6 +250,37 @@ def _evaluate(
     return 0
 
 
+def _mixes(
+    run: RunFolder,
+    screen: ScreenFolder,
+    out: Out,
+    *,
+    seed: int = 0,
+    device: str = "auto",
+    quiet: Quiet = False,
+) -> int:
+    """Draw what the encoders of a `contrimix` run do to images of a screen.
+
+    Args:
+        run: A folder that `train contrimix` wrote.
+        screen: A screen's folder.
+        out: An SVG file.
+        seed: Draws the images.
+        device: `auto`, `cpu` or `cuda`.
+        quiet: Print nothing but errors.
+    """
+    from dataclasses import asdict
+
+    from evenfield.report.mixes import score_lines
+
+    found = api.mixes(run, screen, out, seed=seed, device=device)
+    if not quiet:
+        for name, text in score_lines(asdict(found)):
+            OUT.print(f"{name}: {text}")
+        OUT.print(f"Figure: [bold]{escape(str(out))}[/bold]")
+    return 0
+
+
 def _bench(
     preset: Annotated[str, *_place("PRESET")],
     screen: ScreenFolder,
@@ -434,6 +466,7 @@ SIMPLE: dict[str, Callable[..., int]] = {
     "adapt": _adapt,
     "predict": _predict,
     "evaluate": _evaluate,
+    "mixes": _mixes,
     "bench": _bench,
     "report": _report,
     "results": _results,

@@ -15,7 +15,9 @@ from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 
 from evenfield.adapt.base import Adapter
+from evenfield.bench.composite import composite
 from evenfield.bench.evaluate import Images, Predictions
+from evenfield.bench.mixes import mixes_of
 from evenfield.data.dataset import Reader
 from evenfield.data.manifest import Roles, check_manifest
 from evenfield.data.sampler import ContextRows
@@ -23,6 +25,7 @@ from evenfield.data.split import Split, Units
 from evenfield.data.store import Screen
 from evenfield.data.transforms import read
 from evenfield.files import whole
+from evenfield.nn.reconstruction import Reconstructing
 from evenfield.records import Record, append, digest, file_sha256
 from evenfield.seeds import derive, numpy_generator
 from evenfield.train.calibrate import mean_features, shift_score
@@ -129,6 +132,8 @@ class Artifacts:
         if adapter.name == "source":
             files.append(self._control_drift(base, model, reader, coded, split))
             files.append(self._example_fields(base, reader, coded, split))
+            if isinstance(model.method.predictor, Reconstructing):
+                files.append(self._mixes(base, model, reader, split))
         return files
 
     def _embedding(
@@ -195,6 +200,13 @@ class Artifacts:
         table = pd.DataFrame(found, columns=columns)
         return self._write(base, "control-drift", ".parquet", _parquet(table), base.cell)
 
+    def _mixes(self, base: Record, model: Model, reader: Reader, split: Split) -> Record:
+        """Images that have not trained the model, each under the others' attributes."""
+        tested = np.array(reader.coded.domains)[reader.coded.domain[split.test]]
+        rows = np.union1d(split.in_domain, split.test)
+        found = mixes_of(model.method.predictor, reader, rows, held_out=sorted(set(tested)))
+        return self._write(base, "mixes", ".npz", found.npz(), base.cell)
+
     def _example_fields(self, base: Record, reader: Reader, coded: Units, split: Split) -> Record:
         """A control field of up to six batches, raw and as the network sees it."""
         manifest = self._screen.manifest
@@ -210,8 +222,10 @@ class Artifacts:
         raw = read(self._screen.pixels, np.array(rows), reader.view, seed=0, train=False)[:, :3]
         raw = raw.astype(np.float32)
         seen = reader.images(np.array(rows)).float().cpu().numpy()[:, :3]
-        pictures = [*_to_rgb(raw, 0.0, float(np.percentile(raw, 99.7)))]
-        pictures += [*_to_rgb(seen, -1.5, 3.5)]
+        pictures = [*composite(raw, 0.0, float(np.percentile(raw, 99.7)))]
+        unit = reader.view.normalise == "unit"
+        span = (0.0, float(np.percentile(seen, 99.7))) if unit else (-1.5, 3.5)
+        pictures += [*composite(seen, *span)]
         names = [f"{name}{' (held out)' if name in tested else ''}" for name in chosen]
         buffer = io.BytesIO()
         np.savez_compressed(
@@ -222,15 +236,6 @@ class Artifacts:
             batch=np.array(chosen * 2),
         )
         return self._write(base, "example-fields", ".npz", buffer.getvalue(), base.cell)
-
-
-def _to_rgb(images: np.ndarray, low: float, high: float) -> np.ndarray:
-    """Up to three channels (n, c, h, w) as red, green and blue, nuclei in blue."""
-    scaled = np.clip((images - low) / max(high - low, 1e-6), 0, 1)
-    rgb = np.zeros((len(images), 3, *images.shape[2:]), dtype=np.float32)
-    for channel in range(images.shape[1]):
-        rgb[:, 2 - channel] = scaled[:, channel]
-    return (rgb.transpose(0, 2, 3, 1) * 255).astype(np.uint8)
 
 
 def _plane(features: np.ndarray) -> np.ndarray:

@@ -15,7 +15,7 @@ from evenfield import __version__
 from evenfield.adapt.base import Adapted, Adapter
 from evenfield.bench.evaluate import judge, make_adapter, predict_contexts, shown
 from evenfield.bench.official import official_scores, write_leaderboard
-from evenfield.bench.rules import marked
+from evenfield.bench.rules import marked, reads_target
 from evenfield.config import Regime, to_dict
 from evenfield.data.dataset import Reader
 from evenfield.data.sampler import ContextRows
@@ -38,7 +38,12 @@ def choose(model: Model, adapter: str, options: dict[str, Any]) -> Adapter:
     return make_adapter(model.method.native if adapter == "native" else adapter, options)
 
 
-def _reader(model: Model, screen: Screen) -> Reader:
+def reader_for(model: Model, screen: Screen) -> Reader:
+    """What reads a screen for a model.
+
+    Raises:
+        InputError: The screen does not fit the model.
+    """
     model.check(screen)
     column = model.config.split.column if screen.fingerprint == model.screen else None
     coded = units(screen.manifest, model.roles, classes=model.classes, column=column)
@@ -63,7 +68,7 @@ def adapt_plates(
         InputError: The screen does not fit the model, or `out` holds states of something else.
         StorageError: The disk is full.
     """
-    reader = _reader(model, screen)
+    reader = reader_for(model, screen)
     rule = choose(model, adapter, options)
     about = {
         "adapter": rule.name,
@@ -123,7 +128,7 @@ def predict_plates(
     """
     if out.exists():
         raise InputError(f"the output {out} exists", fix="choose another file or delete this one")
-    reader = _reader(model, screen)
+    reader = reader_for(model, screen)
     index = None
     if adapted is not None:
         index = json.loads((adapted / INDEX).read_text(encoding="utf-8"))
@@ -163,7 +168,7 @@ def predict_leaderboard(
         StorageError: The disk is full.
     """
     rule = choose(model, adapter, options)
-    return write_leaderboard(model, _reader(model, screen), out, rule)
+    return write_leaderboard(model, reader_for(model, screen), out, rule)
 
 
 def _state_of(adapted: Path | None, index: dict[str, Any], name: str) -> dict[str, torch.Tensor]:
@@ -210,10 +215,12 @@ def _plate_table(
 def evaluate_run(model: Model, screen: Screen, out: Path, adapters: tuple[str, ...]) -> Path:
     """Judge a model and write records; training images are never judged.
 
+    On a screen of a WILDS reader the rules of WILDS hold: what reads the new plates is marked.
+
     Raises:
         InputError: The screen does not fit the model, or nothing is left to judge.
     """
-    reader = _reader(model, screen)
+    reader = reader_for(model, screen)
     coded = reader.coded
     if screen.fingerprint == model.screen:
         split = make_split(coded, model.config.split)
@@ -228,14 +235,16 @@ def evaluate_run(model: Model, screen: Screen, out: Path, adapters: tuple[str, .
             f"{screen.folder} has no labelled image that the model has not been trained on",
             fix="give a screen whose labels are among: " + ", ".join(model.classes),
         )
-    label = model.config.method
+    label, config = model.config.method, model.config
+    of_wilds = "dataset" in screen.info["provenance"]
     for plain, rows in parts.items():
         if len(rows) == 0:
             continue
-        protocol = marked(plain, model.config.split)
         contexts = contexts_for(coded, rows, Regime(), seed=0)
         for name in adapters:
             rule = choose(model, name, {})
+            transductive = of_wilds and reads_target(rule, config.view)
+            protocol = marked(plain, config.split, transductive=transductive)
             predictions = predict_contexts(model.method.predictor, reader, contexts, rule)
             scores = [*judge(predictions, coded), *official_scores(predictions, coded, screen)]
             cell = digest([_model_id(model), screen.fingerprint, protocol, rule.name])

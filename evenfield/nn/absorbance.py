@@ -72,7 +72,7 @@ class Signal:
         if self.absorbance and mean < 0.25:
             warnings.warn(
                 f"the mean pixel of a batch is {mean:.2g}, dark as in fluorescence, and "
-                "absorbance is on: for fluorescence set --options.absorbance False",
+                "absorbance is on: for fluorescence give --options.no-absorbance",
                 EvenfieldWarning,
                 stacklevel=3,
             )

@@ -54,10 +54,17 @@ class Reconstructing(Predictor):
         """Images in 0 to 1 as the inner classifier wants them."""
         return standardised(image) if self.normalise == "image" else image
 
+    def mix(
+        self, image: Float[Tensor, "n c h w"], donor: Float[Tensor, "n c h w"]
+    ) -> Float[Tensor, "n c h w"]:
+        """The content of each image under the attribute of its donor, in 0 to 1."""
+        signal = self.signal.enter(image)
+        other = signal if donor is image else self.signal.enter(donor)
+        return self.signal.leave(generate(self.attribute(other), self.content(signal)))
+
     def reconstruct(self, image: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
         """Each image from its own content and attribute, in 0 to 1."""
-        signal = self.signal.enter(image)
-        return self.signal.leave(generate(self.attribute(signal), self.content(signal)))
+        return self.mix(image, image)
 
     def seen(self, image: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
         """What the inner classifier sees of images at test."""

@@ -30,7 +30,10 @@ COLUMNS = {
     "embedding": ("x", "y", "batch", "plate", "label", "control", "split"),
     "control-drift": ("plate", "batch", "split", "shift"),
 }
-ARRAYS = {"example-fields": ("images", "title", "group", "batch")}
+ARRAYS = {
+    "example-fields": ("images", "title", "group", "batch"),
+    "mixes": ("image", "content", "mix", "title", "score_name", "score"),
+}
 KINDS = {*COLUMNS, *ARRAYS, "findings", "screen"}
 
 
@@ -43,6 +46,7 @@ class Artifacts:
         embedding: Tables of coordinates.
         drift: Tables of the controls' distance from training.
         fields: Example images.
+        mixes: Content maps and mixes of ContriMix.
         findings: What the door found.
         screen: What was judged.
     """
@@ -51,6 +55,7 @@ class Artifacts:
     embedding: list[tuple[Record, pd.DataFrame]]
     drift: list[tuple[Record, pd.DataFrame]]
     fields: list[tuple[Record, dict[str, np.ndarray]]]
+    mixes: list[tuple[Record, dict[str, np.ndarray]]]
     findings: list[dict[str, Any]]
     screen: dict[str, Any]
 
@@ -82,7 +87,8 @@ def load(folder: Path, records: Iterable[Record]) -> Artifacts:
         predictions=of("predictions", partial(_table, kind="predictions")),
         embedding=of("embedding", partial(_table, kind="embedding")),
         drift=of("control-drift", partial(_table, kind="control-drift")),
-        fields=of("example-fields", _arrays),
+        fields=of("example-fields", _fields),
+        mixes=of("mixes", _mixes),
         findings=list(findings.values()),
         screen=screens[-1][1] if screens else {},
     )
@@ -122,14 +128,29 @@ def _table(path: Path, kind: str) -> pd.DataFrame:
     return table
 
 
-def _arrays(path: Path) -> dict[str, np.ndarray]:
+def _arrays(path: Path, kind: str) -> dict[str, np.ndarray]:
     with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
-        arrays = {name: file[name] for name in ARRAYS["example-fields"]}
+        return {name: file[name] for name in ARRAYS[kind]}
+
+
+def _fields(path: Path) -> dict[str, np.ndarray]:
+    arrays = _arrays(path, "example-fields")
     images = arrays["images"]
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3:
         raise ValueError(f"images are {images.dtype} {images.shape}, not uint8 (n, h, w, 3)")
     if any(len(array) != len(images) for array in arrays.values()):
         raise ValueError("images, titles, groups and batches differ in number")
+    return arrays
+
+
+def _mixes(path: Path) -> dict[str, np.ndarray]:
+    arrays = _arrays(path, "mixes")
+    k = len(arrays["title"])
+    drawn = ("image", "content", "mix")
+    if any(arrays[name].dtype != np.uint8 or len(arrays[name]) != k for name in drawn):
+        raise ValueError("images, content maps and mixes are not uint8, or differ in number")
+    if arrays["mix"].shape[:2] != (k, k) or arrays["mix"].shape[-1] != 3:
+        raise ValueError(f"mixes are {arrays['mix'].shape}, not ({k}, {k}, h, w, 3)")
     return arrays
 
 

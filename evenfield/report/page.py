@@ -87,6 +87,7 @@ def _content(
         "plates": sections.plates(found, artifacts),
         "matrices": sections.matrices(found, artifacts),
         "fields": sections.fields(artifacts),
+        "mixes": sections.mixes(artifacts),
         "drift": sections.drift(artifacts),
         "maps": sections.maps(found, artifacts),
     }
@@ -97,10 +98,12 @@ def _content(
         "plates": ("plates", "plate maps"),
         "matrices": ("confusion", "confusion matrices"),
         "fields": ("fields", "example fields"),
+        "mixes": ("mixes", "mixes"),
         "drift": ("drift", "control drift"),
         "maps": ("embedding", "embedding map"),
     }
-    absent = [name for key, (_, name) in names.items() if not picture[key] and key != "regimes"]
+    wanted = names.keys() - {"regimes", "mixes"}  # only some benchmarks have these
+    absent = [names[key][1] for key in names if key in wanted and not picture[key]]
     contents = [names[key] for key in names if picture[key]]
     screen = artifacts.screen
     return {

@@ -15,6 +15,7 @@ from evenfield.report.artifacts import Artifacts
 from evenfield.report.embedding import Palette, embedding_map, thinned
 from evenfield.report.figures import drift_plot, gap_plot
 from evenfield.report.images import data_uri
+from evenfield.report.mixes import mix_figure, score_lines
 from evenfield.report.plates import (
     ALL,
     confusion,
@@ -26,7 +27,14 @@ from evenfield.report.plates import (
 from evenfield.report.regimes import regime_grid
 from evenfield.report.tables import BASELINE, Row, home_of
 from evenfield.report.verdict import Verdict
-from evenfield.report.words import is_share, metric_name, number, protocol_name, short_name
+from evenfield.report.words import (
+    is_share,
+    method_name,
+    metric_name,
+    number,
+    protocol_name,
+    short_name,
+)
 
 Choice = tuple[str, str]
 TABLE_HEADS = (
@@ -229,6 +237,18 @@ def fields(artifacts: Artifacts) -> list[dict[str, Any]]:
             )
         groups.append({"name": _GROUPS.get(group, group), "images": images})
     return groups
+
+
+def mixes(artifacts: Artifacts) -> list[dict[str, Any]]:
+    """What each ContriMix run does to images."""
+    return [
+        {
+            "name": method_name(record.method),
+            "drawing": mix_figure(arrays),
+            "scores": score_lines(arrays),
+        }
+        for record, arrays in artifacts.mixes
+    ]
 
 
 def drift(artifacts: Artifacts) -> dict[str, Any] | None:

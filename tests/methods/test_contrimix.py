@@ -554,9 +554,7 @@ def test_it_does_its_job(steps):
     assert history[-1]["attribute_spread"] > 2 * history[0]["attribute_spread"]
     p = method.eval().predictor
     with torch.no_grad():
-        signal = p.signal.enter(image)
-        borrowed = p.attribute(signal).roll(1, 0)
-        mixed = p.signal.leave(torch.einsum("ncs,nshw->nchw", borrowed, p.content(signal)))
+        mixed = p.mix(image, image.roll(1, 0))
     colour = image.mean((2, 3))
     to_own, to_donor = (
         (mixed.mean((2, 3)) - other).norm(dim=1) for other in (colour, colour.roll(1, 0))

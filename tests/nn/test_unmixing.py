@@ -59,7 +59,7 @@ def test_standardised_pixels_are_refused_and_dark_brightfield_is_warned_of():
     with pytest.raises(InputError, match=r"go from -3 to 0\.5.*\n.*--view.normalise unit"):
         Signal(False).check(torch.tensor([-3.0, 0.5]).reshape(1, 1, 1, 2))
     Signal(False).check(torch.full((1, 1, 2, 2), 0.05))
-    with pytest.warns(EvenfieldWarning, match="absorbance False"):
+    with pytest.warns(EvenfieldWarning, match="no-absorbance"):
         Signal(True).check(torch.full((1, 1, 2, 2), 0.05))
 
 
