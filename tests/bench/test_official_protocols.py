@@ -188,6 +188,9 @@ def test_predictions_for_the_leaderboard(rxrx1, tmp_path, monkeypatch, capsys):
         for r in records.read(Path("e"))
         if r.metric.startswith("acc_") and r.unit == "all"
     }
+    assert run(["evaluate", "run", str(screen.folder), "t", "--adapters", "batch", "-q"]) == 0
+    tracks = {r.protocol for r in records.read(Path("t"))}
+    assert tracks == {"new-batch (transductive)", "in-domain (transductive)"}
     for word, protocol in (("test", "new-batch"), ("id_test", "in-domain")):
         name = f"rxrx1_split:{word}_seed:7_epoch:best_pred.csv"
         assert Path("one", name).read_bytes() == Path("two", name).read_bytes()
