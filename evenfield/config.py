@@ -20,6 +20,40 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Crops:
+    """The crops that self-supervised methods compare (`--view.crops.*`); others take none.
+
+    Attributes:
+        global_side: Side in pixels of the two global crops as the network sees them; none = the
+            view's `crop`, or the side of the image.
+        local_side: Side in pixels of the local crops; none = half of the global ones.
+        num_local: Local crops of an item; of a pair, half of them from each image.
+        resize: Whether a crop is a random part of the image brought to its side; otherwise a random
+            window of that side, never resized.
+        global_scale: Least and largest share of the image's area in a resized global crop; draws
+            that do not fit into the image are drawn again (ten times, then the whole image).
+        local_scale: The same of local crops.
+        within: Side in pixels of the central region that crops are taken from; none = the image.
+        shift: Standard deviation of a random gain (around 1) and offset of each crop and channel,
+            on pixels in 0 to 1 before they are normalised; 0 = off.
+        shift_p: Share of crops that are shifted.
+        brightness: Standard deviation of a random offset and exponent (around 1) of each channel of
+            half of the global crops, on pixels in 0 to 1, clipped; 0 = off.
+    """
+
+    global_side: int | None = None
+    local_side: int | None = None
+    num_local: int = 6
+    resize: bool = True
+    global_scale: tuple[float, float] = (0.9, 1.1)
+    local_scale: tuple[float, float] = (0.3, 0.5)
+    within: int | None = None
+    shift: float = 0.0
+    shift_p: float = 0.5
+    brightness: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class View:
     """What the network sees of an image.
 
@@ -37,6 +71,9 @@ class View:
             contrast of each channel (and saturation of 3 channels) times 1 - s to 1 + s; 0 = off.
         hed: Strength of the stain jitter in training: amounts of hematoxylin, eosin and DAB times
             1 - s to 1 + s, plus -s to s (red, green and blue channels only); 0 = off.
+        self_normalise: Centre and scale each channel of what the network sees by itself, last of
+            all, in training and later: absolute intensities are lost.
+        crops: What self-supervised methods compare.
     """
 
     normalise: Literal["image", "plate", "controls", "dataset", "unit"] = "dataset"
@@ -46,6 +83,8 @@ class View:
     jitter: float = 0.0
     colour: float = 0.0
     hed: float = 0.0
+    self_normalise: bool = False
+    crops: Crops = field(default_factory=Crops)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,7 +119,9 @@ class TrainConfig:
 
     Attributes:
         backbone: `cnn-small`, `resnet18`, `resnet50` or another name of `nn.backbones.BACKBONES`.
-        weights: A local file of torchvision weights for the backbone; none = from scratch.
+        weights: A local file of published weights for the backbone; none = from scratch.
+        stem: What the first convolution of such a file becomes for other channels than its own: the
+            `average`, its gain kept, or the file's channels again and again, as `repeat`.
         sampler: What makes a batch: `shuffled` images of all plates; `episodes` of one context;
             `domains`: equally many images of each of `num_domains` domains; `chunks` of `chunk`
             images of one domain each; `auto` = what the method needs.
@@ -92,6 +133,15 @@ class TrainConfig:
         distinct_domains: Whether these are different domains.
         chunk: Images of one domain that stand together in a batch of the sampler `chunks`.
         pure: A column of which all images of a batch share one value, e.g. Metadata_CellType.
+        pairs: Where the second image of a self-supervised item comes from: the same treatment in
+            another `domain`, `batch`, `plate` or `source`; `none` = all crops are of one image;
+            `auto` = what the method needs.
+        pair_fallback: The second image of one without such a partner: of an `other-well` with its
+            treatment, the `same-image`; or `drop` it from the training.
+        pair_positions: Whether partners may lie at the same position on the plate (`any`) or not
+            (`other`): in a layout that repeats, position says the treatment.
+        unlabelled: Whether self-supervised methods train on `all` images of the training units, or
+            on labelled ones alone (`none`); controls and unknown labels count as unlabelled.
         accumulate: Passes for one step of the optimiser (8 plates in CS-ARM-BN).
         balance: Draw every class equally often (small classes again and again), as `class`; or
             every labelled image, as `none`.
@@ -99,7 +149,8 @@ class TrainConfig:
         epochs: At most so many passes over the number of training images.
         patience: Stop after so many epochs without a better validation.
         select_by: What the validation compares: its `loss`, its `accuracy`, or the accuracy of its
-            `worst-domain`.
+            `worst-domain`; `last` keeps the last weights, and so does `loss` for self-supervised
+            methods, whose loss says nothing about the features.
         optimiser: `adam` (weight decay adds to the gradient), `adamw` (decoupled), or `sgd`.
         lr: Learning rate.
         weight_decay: Weight decay.
@@ -118,6 +169,7 @@ class TrainConfig:
 
     backbone: str = "cnn-small"
     weights: Path | None = None
+    stem: Literal["average", "repeat"] = "average"
     sampler: Literal["auto", "shuffled", "episodes", "domains", "chunks"] = "auto"
     num_perturbed: int = 64
     num_controls: int = 128
@@ -126,12 +178,16 @@ class TrainConfig:
     distinct_domains: bool = True
     chunk: int = 4
     pure: str | None = None
+    pairs: Literal["auto", "none", "domain", "batch", "plate", "source"] = "auto"
+    pair_fallback: Literal["other-well", "same-image", "drop"] = "other-well"
+    pair_positions: Literal["any", "other"] = "any"
+    unlabelled: Literal["none", "all"] = "none"
     accumulate: int = 8
     balance: Literal["none", "class"] = "none"
     ratio: Literal["fixed", "random"] = "fixed"
     epochs: int = 200
     patience: int = 20
-    select_by: Literal["loss", "accuracy", "worst-domain"] = "loss"
+    select_by: Literal["loss", "accuracy", "worst-domain", "last"] = "loss"
     optimiser: Literal["adam", "adamw", "sgd"] = "adam"
     lr: float = 1e-3
     weight_decay: float = 0.0

@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
+from evenfield.errors import InputError
+
 if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
@@ -29,6 +31,12 @@ class Batch:
         context: (n,) int64 codes of the unit whose statistics are shared (mostly the plate).
         domain: (n,) int64 codes of the unit that carries the batch effect.
         row: (n,) int64 rows of the manifest: any other column is a join away.
+        global_views: (n, 2, c, g, g) crops of most of an image, the second one of the partner; only
+            where a method asks for views, as the next three.
+        local_views: (n, l, c, s, s) crops of a part: the first half of the image, the second of its
+            partner.
+        partner: (n,) int64 row of the second image; the own row where there are no pairs.
+        partner_domain: (n,) int64 its domain.
         seed: what a method draws from, through `seeds.generator(batch.seed, purpose)`.
     """
 
@@ -38,6 +46,10 @@ class Batch:
     context: Tensor
     domain: Tensor
     row: Tensor
+    global_views: Tensor | None = None
+    local_views: Tensor | None = None
+    partner: Tensor | None = None
+    partner_domain: Tensor | None = None
     seed: int = 0
 
     def __len__(self) -> int:
@@ -54,9 +66,25 @@ class Batch:
         }
         return replace(self, **moved)
 
-    @classmethod
-    def _tensors(cls) -> list[str]:
-        return [field.name for field in fields(cls) if field.name != "seed"]
+    @property
+    def views(self) -> list[Tensor]:
+        """The views by size, (n, v, c, s, s) each: the global ones, then the local ones if any.
+
+        Raises:
+            InputError: The batch was made for a method that asks for no views.
+        """
+        if self.global_views is None:
+            raise InputError(
+                "the batch holds no views", fix="read it with `Needs(views=True)` of the method"
+            )
+        return [views for views in (self.global_views, self.local_views) if views is not None]
+
+    def _tensors(self) -> list[str]:
+        return [
+            field.name
+            for field in fields(self)
+            if field.name != "seed" and getattr(self, field.name) is not None
+        ]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,6 +97,9 @@ class Needs:
         one_context: Whether a batch is an episode: all its images from one context.
         smallest_side: The least height and width of an image in pixels.
         unit: Whether pixels must lie in 0 to 1 (`View.normalise` of `unit`), not be standardised.
+        views: Whether global views must be in it, two of each item.
+        local_views: Whether local views are wanted, too.
+        pairs: Whether the second image of an item should come from another domain.
     """
 
     domains: int = 1
@@ -76,6 +107,9 @@ class Needs:
     one_context: bool = False
     smallest_side: int = 8
     unit: bool = False
+    views: bool = False
+    local_views: bool = False
+    pairs: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

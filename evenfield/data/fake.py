@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import torch
 from jaxtyping import Float
@@ -26,7 +27,8 @@ def fake_batch(
 
     A class is a stripe pattern and an offset, the same for every seed; a context (with its domain)
     is a gain and a bias for each channel, drawn by the seed; then there is noise. Where
-    `needs.unit` asks for pixels in 0 to 1, a sigmoid puts them there.
+    `needs.unit` asks for pixels in 0 to 1, a sigmoid puts them there. A view is the image with some
+    noise (a local one, a window of it); a partner shows the same class in the next context.
 
     Args:
         needs: Of a method; none asks for nothing.
@@ -55,14 +57,42 @@ def fake_batch(
     noise = 0.3 * torch.randn(len(index), c, side, side, generator=random)
     clean = torch.cat([patterns(k, c, side), torch.zeros(1, c, side, side)])[label]
     image = (clean + noise) * gain[context] + bias[context]
-    return Batch(
-        image=image.sigmoid() if needs.unit else image,
+    image = image.sigmoid() if needs.unit else image
+    batch = Batch(
+        image=image,
         label=label,
         is_control=is_control,
         context=context,
         domain=context.clone(),
         row=index,
         seed=seed,
+    )
+    return _with_views(batch, needs, k) if needs.views else batch
+
+
+def _with_views(batch: Batch, needs: Needs, k: int) -> Batch:
+    """The batch with two global views of each item, and six local ones where they are wanted."""
+    n, side = len(batch), batch.image.shape[2]
+    random = generator(batch.seed, "fake views")
+    later = torch.roll(torch.arange(n), -k)  # the same class, one context on
+    partner = torch.where(batch.label[later] == batch.label, later, torch.arange(n))
+    partner = partner if needs.pairs else torch.arange(n)
+
+    def noisy(image: Tensor, views: int) -> Tensor:
+        noise = torch.randn(n, views, *image.shape[1:], generator=random)
+        return image[:, None] + 0.1 * noise
+
+    both = torch.cat([noisy(batch.image, 1), noisy(batch.image[partner], 1)], 1)
+    small = max(needs.smallest_side, side // 2)
+    start = (side - small) // 2
+    window = (slice(None), slice(None), slice(start, start + small), slice(start, start + small))
+    parts = [noisy(x[window], 3) for x in (batch.image, batch.image[partner])]
+    return replace(
+        batch,
+        global_views=both,
+        local_views=torch.cat(parts, 1) if needs.local_views else None,
+        partner=batch.row[partner],
+        partner_domain=batch.domain[partner],
     )
 
 

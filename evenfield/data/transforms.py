@@ -18,7 +18,16 @@ from evenfield.data.normalise import Normaliser
 from evenfield.errors import InputError
 from evenfield.seeds import generator, numpy_generator
 
-__all__ = ["Normaliser", "View", "crop_sides", "dihedral_codes", "prepare", "read", "turn"]
+__all__ = [
+    "Normaliser",
+    "View",
+    "crop_sides",
+    "dihedral_codes",
+    "prepare",
+    "read",
+    "self_normalise",
+    "turn",
+]
 
 
 def read(
@@ -115,7 +124,18 @@ def prepare(
             gain, offset = (view.jitter * noise).to(image.device)
             gain = gain.exp()
             scale, shift = scale * gain, shift * gain + offset
-    return torch.addcmul(shift[..., None, None], image, scale[..., None, None], out=image)
+    torch.addcmul(shift[..., None, None], image, scale[..., None, None], out=image)
+    return self_normalise(image) if view.self_normalise else image
+
+
+def self_normalise(image: Float[Tensor, "*n c h w"]) -> Float[Tensor, "*n c h w"]:
+    """(x - mean) / (std + 1e-6) of each image and channel, in place; a constant one becomes 0.
+
+    >>> self_normalise(torch.tensor([[[[1.0, 3.0]], [[5.0, 5.0]]]])).flatten().tolist()
+    [-0.9999989867210388, 0.9999989867210388, 0.0, 0.0]
+    """
+    image.sub_(image.mean((-2, -1), keepdim=True))
+    return image.div_(image.square().mean((-2, -1), keepdim=True).sqrt_().add_(1e-6))
 
 
 def dihedral_codes(n: int, view: View, seed: int) -> Int[Tensor, " n"]:

@@ -84,8 +84,16 @@ class Method(nn.Module, ABC):
             progress: How much of the training is done, from 0 to 1.
         """
 
+    def learn_design(self, domain: Tensor) -> None:
+        """Hear, once before the training, the domain (n,) of every image that is trained on."""
+        del domain
+
     def groups(self) -> list[dict[str, Any]]:
-        """Parameter groups for the optimiser."""
+        """Parameter groups for the optimiser.
+
+        A group may hold, beside the optimiser's own settings, `weight_decay_end` (the weight decay
+        follows a cosine to it) and `clip` (False: its gradient is neither clipped nor counted).
+        """
         return [{"params": [p for p in self.parameters() if p.requires_grad]}]
 
     def after_step(self, progress: float) -> None:

@@ -83,7 +83,7 @@ def build_method(config: RunConfig, *, num_channels: int, num_classes: int) -> M
         channels = num_channels + cls.extra_channels(options)
         backbone, d = build_backbone(config.train.backbone, channels)
         if config.train.weights is not None:
-            load_weights(backbone, config.train.weights, channels)
+            load_weights(backbone, config.train.weights, channels, stem=config.train.stem)
         return cls(options, backbone=backbone, d=d, k=num_classes, c=num_channels)
 
 

@@ -16,7 +16,7 @@ from evenfield.errors import InputError
 from evenfield.methods.base import Method
 from evenfield.train.average import Valley
 from evenfield.train.fish import Outer, by_domain
-from evenfield.train.optimiser import rate_share, resets, set_rates
+from evenfield.train.optimiser import clipped, rate_share, resets, set_decays, set_rates
 from evenfield.train.workers import Workers
 from evenfield.types import Batch, Losses
 
@@ -120,7 +120,7 @@ def optimise(
     def move() -> None:
         workers.sum_gradients(weights)
         if clip is not None:
-            torch.nn.utils.clip_grad_norm_(weights, clip)
+            torch.nn.utils.clip_grad_norm_(clipped(optimiser), clip)
         optimiser.step()
 
     for step in range(start, total):
@@ -129,6 +129,7 @@ def optimise(
             optimiser.state.clear()
         if share_at is not None:
             set_rates(optimiser, share_at(progress))
+        set_decays(optimiser, progress)
         passes = islice(stream, mine)
         if outer is None:
             optimiser.zero_grad(set_to_none=True)
@@ -163,13 +164,20 @@ def means(found: list[dict[str, float]]) -> dict[str, float]:
     return {name: sum(parts.get(name, 0.0) for parts in found) / len(found) for name in names}
 
 
+def selection(method: Method, select_by: str) -> str:
+    """What selects the weights: the loss of a self-supervised method says nothing, so the last."""
+    return "last" if method.needs.views and select_by == "loss" else select_by
+
+
 def selecting(found: dict[str, float], select_by: str) -> float:
     """What selection keeps lowest of a validation: its loss, or its share of errors.
+
+    Where the last weights are kept this is for the history alone.
 
     >>> selecting({"loss": 1.2, "accuracy": 0.75}, "accuracy")
     0.25
     """
-    return found["loss"] if select_by == "loss" else 1.0 - found[select_by]
+    return found["loss"] if select_by in ("loss", "last") else 1.0 - found[select_by]
 
 
 def steps(method: Method, batches: Iterable[Batch], *, total: int, lr: float) -> Iterator[Losses]:
@@ -264,8 +272,9 @@ def run(
             method.eval()
             found = workers.from_first(validate)
             method.train()
-            value = selecting(found, config.select_by)
-            best = value < state.best
+            select_by = selection(method, config.select_by)
+            value = selecting(found, select_by)
+            best = value < state.best or select_by == "last"
             if best:
                 state.best, state.best_step, state.waited = value, state.step, 0
                 save("best")

@@ -10,13 +10,14 @@ import torch
 from evenfield.config import TrainConfig
 from evenfield.errors import InputError
 from evenfield.methods.base import Method, check_range
+from evenfield.nn.distillation import cosine_between
 
 
 def optimiser_for(method: Method, config: TrainConfig) -> torch.optim.Optimizer:
     """The optimiser of a configuration over the method's parameter groups, fused where that is.
 
     A group may bring an `lr` or a `weight_decay` of its own; the others take those of the run. The
-    schedule multiplies each group's own rate.
+    schedule multiplies each group's own rate (`set_rates`; see also `set_decays`, `clipped`).
 
     Raises:
         InputError: A setting is out of its range, or the method has nothing to train.
@@ -66,6 +67,20 @@ def set_rates(optimiser: torch.optim.Optimizer, share: float) -> None:
     """Give each group this share of the learning rate that it began with (kept in its state)."""
     for group in optimiser.param_groups:
         group["lr"] = share * group.setdefault("initial_lr", group["lr"])
+
+
+def set_decays(optimiser: torch.optim.Optimizer, progress: float) -> None:
+    """Give groups with a `weight_decay_end` theirs: a cosine from the decay they began with."""
+    for group in optimiser.param_groups:
+        if "weight_decay_end" in group:
+            start = group.setdefault("initial_decay", group["weight_decay"])
+            group["weight_decay"] = cosine_between(start, group["weight_decay_end"], progress)
+
+
+def clipped(optimiser: torch.optim.Optimizer) -> list[torch.nn.Parameter]:
+    """The weights whose gradients are clipped together."""
+    groups = [group for group in optimiser.param_groups if group.get("clip", True)]
+    return [weight for group in groups for weight in group["params"]]
 
 
 def resets(at: float | None, step: int, total: int) -> bool:

@@ -6,11 +6,14 @@ import warnings
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 from evenfield.config import RunConfig, TrainConfig
 from evenfield.data.dataset import Reader
 from evenfield.data.groups import Chunks, Domains, Pure
 from evenfield.data.manifest import Roles
+from evenfield.data.multicrop import crop_sizes
+from evenfield.data.pairs import Pairs, find_partners
 from evenfield.data.sampler import Episodes, Sampler, Shuffled
 from evenfield.data.split import Split, Units, make_split, units
 from evenfield.data.store import Screen
@@ -20,17 +23,30 @@ from evenfield.methods.base import Method
 from evenfield.seeds import derive
 from evenfield.train.checkpoint import build_method
 from evenfield.train.loop import device_of
+from evenfield.types import UNKNOWN, Needs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Setup:
-    """What a run works on; the same for training, validation and judging."""
+    """What a run works on; the same for training, validation and judging.
+
+    Attributes:
+        screen: The screen.
+        coded: Its manifest in codes.
+        split: Who trains, who selects, who is judged.
+        reader: Of the screen, for the batches of the method.
+        method: On its device.
+        roles: Which column plays which role.
+        rows: What is trained on: the split's training rows, and unlabelled ones where asked for.
+    """
 
     screen: Screen
     coded: Units
     split: Split
     reader: Reader
     method: Method
+    roles: Roles
+    rows: np.ndarray
 
 
 def prepare_run(screen: Screen, config: RunConfig, roles: Roles) -> Setup:
@@ -43,9 +59,12 @@ def prepare_run(screen: Screen, config: RunConfig, roles: Roles) -> Setup:
     coded = units(screen.manifest, roles, exclude=config.split.exclude, column=config.split.column)
     split = make_split(coded, config.split)
     normaliser = Normaliser.fit(screen, split.train, config.view)
-    reader = Reader(screen, coded, config.view, normaliser, device)
     method = build_method(config, num_channels=len(screen.channels), num_classes=len(coded.classes))
+    reader = Reader(screen, coded, config.view, normaliser, device, method.needs)
     side = config.view.crop or min(screen.shape[1:])
+    if method.needs.views:
+        sides = crop_sizes(config.view, *screen.shape[1:])
+        side = min(side, *sides[: 2 if method.needs.local_views else 1])
     if side < method.needs.smallest_side:
         raise InputError(
             f"{config.method} needs images of {method.needs.smallest_side} pixels or more; these "
@@ -58,11 +77,77 @@ def prepare_run(screen: Screen, config: RunConfig, roles: Roles) -> Setup:
             f"{config.view.normalise!r}",
             fix="give --view.normalise unit",
         )
-    return Setup(screen=screen, coded=coded, split=split, reader=reader, method=method.to(device))
+    rows = training_rows(screen, coded, split, roles, config, method.needs)
+    method.learn_design(torch.from_numpy(coded.domain[rows]))
+    return Setup(
+        screen=screen,
+        coded=coded,
+        split=split,
+        reader=reader,
+        method=method.to(device),
+        roles=roles,
+        rows=rows,
+    )
+
+
+def training_rows(
+    screen: Screen, coded: Units, split: Split, roles: Roles, config: RunConfig, needs: Needs
+) -> np.ndarray:
+    """The split's training rows, and for `unlabelled` of `all` those without a label beside them.
+
+    These are images of the same units and domains (and of the part `train`, where a column splits):
+    controls and wells without a label, but no empty ones.
+
+    Raises:
+        InputError: Unlabelled images are asked for, and the method learns from labels.
+    """
+    if config.train.unlabelled == "none":
+        return split.train
+    if not needs.views:
+        raise InputError(
+            f"{config.method} learns from labels and cannot use images without them",
+            fix="give --train.unlabelled none, or train a self-supervised method",
+        )
+    beside = coded.label == UNKNOWN
+    beside &= np.isin(coded.holdout, np.unique(coded.holdout[split.train]))
+    beside &= np.isin(coded.domain, np.unique(coded.domain[split.train]))
+    beside &= (screen.manifest[roles.control] != "empty").to_numpy()
+    if coded.part is not None:
+        beside &= coded.part == "train"
+    return np.union1d(split.train, np.flatnonzero(beside))
 
 
 def sampler_for(setup: Setup, train: TrainConfig) -> Sampler:
-    """The sampler of a configuration over the training rows.
+    """The sampler of a configuration over the training rows, with partners where they are wanted.
+
+    Raises:
+        InputError: See `anchors_for` and `find_partners`; or the method takes no pairs.
+    """
+    needs = setup.method.needs
+    pairs = train.pairs
+    if pairs == "auto":
+        pairs = "domain" if needs.pairs else "none"
+    if pairs == "none":
+        return anchors_for(setup, train, setup.rows)
+    if not needs.views:
+        raise InputError(
+            f"{type(setup.method).name} takes no pairs of images (--train.pairs {pairs})",
+            fix="give --train.pairs auto, or train a self-supervised method",
+        )
+    found = find_partners(
+        setup.screen.manifest,
+        setup.rows,
+        setup.roles,
+        by=pairs,
+        fallback=train.pair_fallback,
+        other_position=train.pair_positions == "other",
+    )
+    anchors = anchors_for(setup, train, found.rows)
+    return Pairs(anchors, found.partners, found.wells, seed=train.seed)
+
+
+def anchors_for(setup: Setup, train: TrainConfig, rows: np.ndarray) -> Sampler:
+    """The sampler of a configuration over some rows.
 
     `auto` takes episodes for a method that learns from one context at a time or from its controls,
     `domains` for one that compares domains (and for Fish), else shuffled images.
@@ -71,7 +156,7 @@ def sampler_for(setup: Setup, train: TrainConfig) -> Sampler:
         InputError: The method needs another sampler, the screen has too few domains for it, or a
             setting of the sampler cannot be used.
     """
-    needs, rows = setup.method.needs, setup.split.train
+    needs = setup.method.needs
     episodic = needs.one_context or needs.controls
     name = train.sampler
     if name == "auto":

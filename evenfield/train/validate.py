@@ -18,7 +18,7 @@ from evenfield.methods.base import Method
 from evenfield.train.setup import Setup
 from evenfield.types import UNKNOWN, Batch, Context
 
-SelectBy = Literal["loss", "accuracy", "worst-domain"]
+SelectBy = Literal["loss", "accuracy", "worst-domain", "last"]
 ROWS = 256
 
 
@@ -90,7 +90,7 @@ def validate(
         for name, part in [*losses.parts.items(), ("loss", losses.total)]:
             sums[name] = sums.get(name, 0.0) + float(part) * num
         total += num
-        if select_by != "loss":
+        if select_by in ("accuracy", "worst-domain"):
             scored = (batch.label != UNKNOWN) & ~batch.is_control
             right.append((logits(method, batch).argmax(1) == batch.label)[scored].float().cpu())
             domain.append(batch.domain[scored].cpu())
