@@ -97,7 +97,8 @@ class ABRA(Method):
             s: Scale of the margin head.
             m: Angular margin in radians.
             arc_factor: Factor on the margin loss in `arc0.2+ce0.8`, as published: a half.
-            neck: Width of a neck between pooled features and head; none = no neck.
+            neck: Width of a neck between pooled features and head, which asks for two images or
+                more in a batch; none = no neck.
             align: Distance of the two views: Jensen-Shannon or Kullback-Leibler divergence of the
                 predictions, angle of the features (`feat`), CORAL or MMD of the feature sets.
             lambda_a: Weight of the perturbed view's loss.
@@ -156,6 +157,10 @@ class ABRA(Method):
                 ("ema", 0, 1),
             ):
                 check_range(name, getattr(self, name), low, high)
+            if not self.stages and self.adversary != "none":
+                raise InputError(
+                    "abra perturbs no place of the backbone", fix="give stages, or adversary 'none'"
+                )
             if self.structure != "lowrank":
                 return
             if self.adversary in LEARNED:

@@ -49,7 +49,8 @@ class Uncertainty:
         if self.basis is None or self.rest is None or noise is None:
             return offset * self.spread
         with torch.autocast(offset.device.type, enabled=False):
-            return torch.tensordot(offset, self.basis, 1) + noise * self.rest
+            correlated = torch.tensordot(offset.to(self.basis.dtype), self.basis, 1)
+        return correlated + noise * self.rest
 
 
 def diagonal(rows: Float[Tensor, "m 2 c"]) -> Uncertainty:

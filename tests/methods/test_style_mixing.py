@@ -1,7 +1,5 @@
 """MixStyle and EFDMix inside training: their draws, partners, limits, and their job."""
 
-from dataclasses import replace
-
 import pytest
 import torch
 from erm_twin import assert_follows_erm, build
