@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +11,26 @@ import pandas as pd
 import torch
 
 from evenfield import __version__
-from evenfield.adapt.base import Adapted, Adapter
-from evenfield.bench.evaluate import judge, make_adapter, predict_contexts, shown
+from evenfield.adapt.base import Adapted
+from evenfield.bench.evaluate import judge, predict_contexts
 from evenfield.bench.official import official_scores, write_leaderboard
 from evenfield.bench.rules import marked, reads_target
 from evenfield.config import Regime, to_dict
 from evenfield.data.dataset import Reader
 from evenfield.data.sampler import ContextRows
-from evenfield.data.split import Units, contexts_for, make_split, units
+from evenfield.data.split import contexts_for, make_split
 from evenfield.data.store import Screen
 from evenfield.errors import InputError
 from evenfield.files import whole, write_json
 from evenfield.metrics.wells import to_wells
+from evenfield.profile.plates import (
+    choose,
+    make_adapter,
+    model_id,
+    plates,
+    reader_for,
+    shown,
+)
 from evenfield.progress import track
 from evenfield.records import Record, append, digest, file_sha256
 from evenfield.train import checkpoint
@@ -31,32 +38,6 @@ from evenfield.train.calibrate import mean_features, shift_score
 from evenfield.train.checkpoint import Model
 
 INDEX = "adapted.json"
-
-
-def choose(model: Model, adapter: str, options: dict[str, Any]) -> Adapter:
-    """The adapter by name; `native` is the one that the method was trained for."""
-    return make_adapter(model.method.native if adapter == "native" else adapter, options)
-
-
-def reader_for(model: Model, screen: Screen) -> Reader:
-    """What reads a screen for a model.
-
-    Raises:
-        InputError: The screen does not fit the model.
-    """
-    model.check(screen)
-    column = model.config.split.column if screen.fingerprint == model.screen else None
-    coded = units(screen.manifest, model.roles, classes=model.classes, column=column)
-    device = next(model.method.parameters()).device
-    return Reader(screen, coded, model.config.view, model.normaliser, device)
-
-
-def plates(screen: Screen, model: Model, coded: Units) -> Iterator[ContextRows]:
-    """Every context of a screen: its images that are neither control nor empty, its controls."""
-    kind = screen.manifest[model.roles.control]
-    wanted = np.flatnonzero(~kind.isin(["negcon", "empty"]).to_numpy())
-    for name, rows in coded.by_context(wanted).items():
-        yield ContextRows(name=name, perturbed=rows, controls=coded.controls_of(name))
 
 
 def adapt_plates(
@@ -74,7 +55,7 @@ def adapt_plates(
         "adapter": rule.name,
         "options": to_dict(rule.config),
         "screen": screen.fingerprint,
-        "model": _model_id(model),
+        "model": model_id(model),
     }
     index = _open_index(out, about)
     for context in track(list(plates(screen, model, reader.coded)), f"adapt ({rule.name})"):
@@ -105,11 +86,6 @@ def _open_index(out: Path, about: dict[str, Any]) -> dict[str, Any]:
     return {**about, "plates": {}}
 
 
-def _model_id(model: Model) -> str:
-    first = next(iter(model.method.predictor.parameters())).detach().float().cpu()
-    return digest([to_dict(model.config)["method"], model.screen, f"{float(first.sum()):.9g}"])
-
-
 def predict_plates(
     model: Model,
     screen: Screen,
@@ -132,7 +108,7 @@ def predict_plates(
     index = None
     if adapted is not None:
         index = json.loads((adapted / INDEX).read_text(encoding="utf-8"))
-        if index["model"] != _model_id(model):
+        if index["model"] != model_id(model):
             raise InputError(
                 f"{adapted} was adapted from another model", fix="adapt again with this run"
             )
@@ -247,7 +223,7 @@ def evaluate_run(model: Model, screen: Screen, out: Path, adapters: tuple[str, .
             protocol = marked(plain, config.split, transductive=transductive)
             predictions = predict_contexts(model.method.predictor, reader, contexts, rule)
             scores = [*judge(predictions, coded), *official_scores(predictions, coded, screen)]
-            cell = digest([_model_id(model), screen.fingerprint, protocol, rule.name])
+            cell = digest([model_id(model), screen.fingerprint, protocol, rule.name])
             append(
                 out,
                 [

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from evenfield.adapt.base import ADAPTERS, Adapter
-from evenfield.config import from_dict
+from evenfield.adapt.base import Adapter
 from evenfield.data.dataset import Reader
 from evenfield.data.sampler import ContextRows
 from evenfield.data.split import Units
@@ -19,21 +17,12 @@ from evenfield.errors import InputError
 from evenfield.metrics.base import METRICS
 from evenfield.metrics.wells import to_wells
 from evenfield.nn.predictor import Predictor
+from evenfield.profile.plates import shown
 from evenfield.types import Context
 
 CHUNK = 512
 """Images that are predicted in one pass."""
 SCORES = ("accuracy", "balanced_accuracy", "macro_f1", "nll", "ece")
-
-
-def make_adapter(name: str, options: Mapping[str, Any] | None = None) -> Adapter:
-    """An adapter by name.
-
-    Raises:
-        InputError: The adapter or one of its settings does not exist.
-    """
-    cls = ADAPTERS[name]
-    return cls(from_dict(cls.Config, dict(options or {}), where=f"{name}."))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,14 +121,6 @@ def predict_contexts(
         log_prob=np.concatenate(outputs),
         context=np.concatenate(numbers),
     )
-
-
-def shown(context: ContextRows, adapter: Adapter) -> ContextRows:
-    """What an adapter reads of a context: a slide of 30,000 images is not loaded for nothing."""
-    if adapter.uses_perturbed:
-        return context
-    controls = context.controls if adapter.uses_controls else context.controls[:0]
-    return replace(context, perturbed=context.perturbed[:0], controls=controls)
 
 
 def merged(group: list[ContextRows], uses_controls: bool) -> list[ContextRows]:

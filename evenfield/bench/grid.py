@@ -12,7 +12,7 @@ import torch
 
 from evenfield import __version__
 from evenfield.bench.artifacts import Artifacts
-from evenfield.bench.evaluate import judge, make_adapter, predict_contexts
+from evenfield.bench.evaluate import judge, predict_contexts
 from evenfield.bench.official import official_scores
 from evenfield.bench.rules import fold_config, marked, reads_target, split_by_fold
 from evenfield.config import Regime, RunConfig, SplitConfig, TrainConfig, View, to_dict
@@ -21,6 +21,7 @@ from evenfield.data.manifest import Roles
 from evenfield.data.split import Split, Units, contexts_for, units
 from evenfield.data.store import Screen
 from evenfield.errors import InputError
+from evenfield.profile.plates import make_adapter
 from evenfield.records import Record, append, digest, read
 from evenfield.train.checkpoint import Model
 from evenfield.train.loop import Progress, device_of

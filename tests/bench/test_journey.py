@@ -253,8 +253,8 @@ def test_new_source_leaves_sources_out(tiny, tmp_path):
 
 def test_adapters_that_see_no_perturbed_image_are_fitted_once(tiny, trained):
     from evenfield.bench.deploy import _reader
-    from evenfield.bench.evaluate import make_adapter
     from evenfield.data.split import contexts_for, make_split
+    from evenfield.profile.plates import make_adapter
     from evenfield.train.checkpoint import open_model
 
     model = open_model(trained)

@@ -150,7 +150,7 @@ def test_an_oracle_is_marked_everywhere(rxrx1, tmp_path):
 
 
 def test_a_view_that_normalises_by_plate_reads_the_test_plate():
-    from evenfield.bench.evaluate import make_adapter
+    from evenfield.profile.plates import make_adapter
 
     source, controls = make_adapter("source"), make_adapter("controls")
     assert not reads_target(source, View(normalise="image"))
