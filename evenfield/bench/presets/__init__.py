@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from evenfield.bench.grid import GridConfig
 from evenfield.bench.presets.adaptation import ADAPTATION
+from evenfield.bench.presets.robust import ROBUST
 from evenfield.bench.presets.wilds import WILDS
 
-PRESETS: dict[str, Callable[[], GridConfig]] = {**ADAPTATION, **WILDS}
+PRESETS: dict[str, Callable[[], GridConfig]] = {**ADAPTATION, **ROBUST, **WILDS}

@@ -7,11 +7,11 @@ from dataclasses import fields
 from evenfield.data.simulation.config import EffectConfig, LayoutConfig, Levels, SimulationConfig
 
 EFFECT_TYPES: dict[str, tuple[float, tuple[str, ...]]] = {
-    "stain": (1.0, ("gain", "background", "bleed_through")),
+    "stain": (0.5, ("gain", "background", "bleed_through")),
     "optics": (4.0, ("blur", "noise", "vignetting", "gamma")),
     "cells": (6.0, ("cell_density", "cell_size", "edge")),
     "all": (
-        1.0,
+        0.5,
         tuple(item.name for item in fields(EffectConfig) if item.name != "channel_correlation"),
     ),
 }
