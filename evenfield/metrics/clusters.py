@@ -1,8 +1,8 @@
 """Do clusters that know no label agree with the labels? (NMI and ARI)
 
-k-means with as many clusters as labels, best of some starts (scikit-learn); or Leiden communities of
-the graph of neighbours. Normalised mutual information with the arithmetic mean, adjusted Rand
-index.
+k-means with as many clusters as labels, the best of some starts (scikit-learn); or Leiden
+communities of the graph of neighbours. Normalised mutual information with the arithmetic mean,
+adjusted Rand index.
 
 Where this file departs from scib-metrics 0.5.10, and why:
     resolution   One, stated. There ten resolutions are tried and the best by NMI is kept, which

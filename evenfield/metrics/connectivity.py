@@ -6,8 +6,6 @@ largest (strongly) connected part of the graph of its own profiles; the mean ove
 
 Where this file departs from scib-metrics 0.5.10, and why:
     neighbours   Exact, by default by cosine; k does not count the profile itself.
-    duplicates   Profiles at distance 0 are joined: as a zero in a sparse matrix of distances such
-                 an edge vanishes.
 """
 
 from __future__ import annotations

@@ -5,8 +5,8 @@ Buettner et al., "A test metric for assessing single-cell RNA-seq batch correcti
 the share of profiles where it does not reject.
 
 Where this file departs from scib-metrics 0.5.10, and why:
-    neighbours   Exact, and a profile is not its own neighbour: counted, it makes the test reject
-                 small batches even where names are random.
+    neighbours   Exact, and a profile is not its own neighbour: there it counts for its batch, and
+                 profiles of small batches are rejected too often even where names are random.
     within       `all` compares with the shares of the whole table, `label` with those of the
                  profiles of the same label, so that a label that lives in one batch does no harm;
                  neighbours are then taken within the label as they are, not on a diffusion map.

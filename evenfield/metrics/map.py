@@ -15,8 +15,8 @@ Where this file departs from copairs 0.5.5, and why:
                     equal counts share their draws, so that the null of a group's mean is wider than
                     that of independent rankings: the p-value errs on the safe side.
     no negatives    Such a query has nothing to be confused with. It is left out, counted, warned.
-    ties            Equal similarities enter together, see `kernels/retrieval.py`; there, the order
-                    of rows decides.
+    ties            Equal similarities enter together, see `kernels/retrieval.py`; there, positives
+                    come first, so that constant features are perfect.
     missing values  A row without a value in a column has no pairs by it; there, an error.
 """
 

@@ -7,9 +7,12 @@ say) the share whose cosine lies below the 5th or above the 95th percentile of t
 pairs of profiles.
 
 Where this file departs from the authors' code, and why:
-    chance     It is taken as twice the percentile, which holds only if every entity is in as many
-               known pairs. Here the names are permuted over the profiles, and the mean recall of
-               the permutations is the chance level.
+    chance     It is taken as twice the percentile. That is the mean over permutations of the names,
+               but pairs share names, so that recall spreads far more than that of independent
+               pairs; and an entity that is like all others and in many known pairs lifts recall
+               without any relationship. So permuted names give chance and p-value, and
+               `also["members with anyone"]` is the share of tails among ALL pairs of the entities,
+               each weighted by its number of known pairs: what to beat.
     few names  Fewer than 20 entities give no score.
     joins      Pairs are joined by name, never by row; a name that the table lacks is counted.
 """
@@ -26,7 +29,7 @@ from jaxtyping import Float, Int
 
 from evenfield.errors import InputError
 from evenfield.metrics.base import PROFILE_METRICS, ProfileMetric, Score
-from evenfield.metrics.kernels.similarity import unit_rows
+from evenfield.metrics.kernels.similarity import block_rows, unit_rows
 from evenfield.metrics.kernels.view import View, consensus
 from evenfield.seeds import numpy_generator
 
@@ -70,6 +73,21 @@ def cosines(
         part = slice(start, start + ROWS_AT_ONCE)
         found[part] = np.einsum("pd,pd->p", unit[a[part]], unit[b[part]])
     return found
+
+
+def tail_shares(
+    unit: Float[np.ndarray, "n d"], rows: Int[np.ndarray, " r"], low: float, high: float
+) -> Float[np.ndarray, " r"]:
+    """For each of `rows` the share of its pairs with all other rows that lie in the tails."""
+    share = np.empty(len(rows))
+    size = block_rows(len(unit))
+    for start in range(0, len(rows), size):
+        part = rows[start : start + size]
+        product = unit[part] @ unit.T
+        outside = (product <= low) | (product >= high)
+        outside[np.arange(len(part)), part] = False
+        share[start : start + size] = outside.sum(1) / (len(unit) - 1)
+    return share
 
 
 @PROFILE_METRICS.register("relationship-recall")
@@ -135,6 +153,8 @@ class RelationshipRecall(ProfileMetric):
             order = rng.permutation(len(unit))
             chance = cosines(unit, order[a], order[b])
             permuted[number] = ((chance <= low) | (chance >= high)).mean()
+        members, weight = np.unique(np.concatenate([a, b]), return_counts=True)
+        anyone = np.average(tail_shares(unit, members, low, high), weights=weight)
         p = (1 + int((permuted >= hit.mean()).sum())) / (1 + settings.num_permutations)
         return self.score(
             view,
@@ -143,6 +163,7 @@ class RelationshipRecall(ProfileMetric):
             chance=float(permuted.mean()),
             unit="pair",
             left_out=left_out,
+            also={"members with anyone": (float(anyone), len(members))},
             notes=(
                 f"p = {p:.2g} ({settings.num_permutations} permutations of the names, >= counted)",
                 f"tails: cosine <= {low:.3g} or >= {high:.3g} "

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from evenfield.errors import InputError
 
@@ -88,16 +88,31 @@ def distinct(unit: Float[np.ndarray, "n d"]) -> Distinct:
     >>> len(found.rows), bool(found.of[0] == found.of[2] != found.of[1])
     (2, True)
     """
-    unit = np.ascontiguousarray(unit)
-    marks = b"".join(hashlib.blake2b(row.data, digest_size=16).digest() for row in unit)
-    codes = np.frombuffer(marks, dtype=np.uint64).reshape(len(unit), 2)
-    order = np.lexsort(codes.T)
-    ranked = codes[order]
-    new = np.ones(len(unit), dtype=bool)
-    new[1:] = (ranked[1:] != ranked[:-1]).any(1)
+    order, new = _by_content(unit)
     of = np.empty(len(unit), dtype=np.int64)
     of[order] = np.cumsum(new) - 1
     return Distinct(rows=unit[order[new]], of=of)
+
+
+def content_order(features: Float[np.ndarray, "n d"]) -> Int[np.ndarray, " n"]:
+    """An order of rows that depends on their numbers only: equal for every order of the table.
+
+    In float32, so that a table that was stored so has the order it had before.
+    """
+    return _by_content(features.astype(np.float32) + np.float32(0))[0]
+
+
+def _by_content(
+    features: Float[np.ndarray, "n d"],
+) -> tuple[Int[np.ndarray, " n"], Bool[np.ndarray, " n"]]:
+    """Rows sorted by a hash of their bytes, and whether each differs from the one before."""
+    features = np.ascontiguousarray(features)
+    marks = b"".join(hashlib.blake2b(row.data, digest_size=16).digest() for row in features)
+    codes = np.frombuffer(marks, dtype=np.uint64).reshape(len(features), 2)
+    order = np.lexsort(codes.T)
+    new = np.ones(len(features), dtype=bool)
+    new[1:] = (codes[order][1:] != codes[order][:-1]).any(1)
+    return order, new
 
 
 def block_rows(num_columns: int) -> int:

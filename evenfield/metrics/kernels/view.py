@@ -13,6 +13,7 @@ from jaxtyping import Bool, Int
 from evenfield.errors import InputError
 from evenfield.metrics.kernels.nearest import Distance, Neighbours, nearest
 from evenfield.metrics.kernels.pairs import MISSING, codes_of
+from evenfield.metrics.kernels.similarity import content_order
 from evenfield.types import Profiles
 
 T = TypeVar("T")
@@ -51,7 +52,7 @@ class View:
     """A table as one metric sees it.
 
     Attributes:
-        profiles: The rows that are left.
+        profiles: The rows that are left, in an order that depends on their numbers only.
         columns: Which column plays which role.
         left_out: How many rows (of the unit `well`) were dropped, by reason.
         notes: What was done to the table, in words.
@@ -161,18 +162,22 @@ def make_view(
         keep = keep & known
     chosen = profiles[keep]
     fingerprint = np.packbits(keep).tobytes()
-    if unit == "well":
-        return View(profiles=chosen, columns=columns, left_out=left_out, fingerprint=fingerprint)
-    by = [column_name(metadata, columns, "treatment")]
-    if "domain" in needs:
-        by.append(column_name(metadata, columns, "domain"))
-    whole = consensus(chosen, tuple(dict.fromkeys(by)))
+    notes: tuple[str, ...] = ()
+    if unit == "treatment":
+        by = [column_name(metadata, columns, "treatment")]
+        if "domain" in needs:
+            by.append(column_name(metadata, columns, "domain"))
+        num_wells = len(chosen)
+        chosen = consensus(chosen, tuple(dict.fromkeys(by)))
+        notes = () if len(chosen) == num_wells else (f"medians of {num_wells} wells",)
+        fingerprint += "|".join(by).encode()
     return View(
-        profiles=whole,
+        # Whatever is drawn at random or cut at a tie must not depend on the order of the table.
+        profiles=chosen[content_order(chosen.features)],
         columns=columns,
         left_out=left_out,
-        notes=() if len(whole) == len(chosen) else (f"medians of {len(chosen)} wells",),
-        fingerprint=fingerprint + "|".join(by).encode(),
+        notes=notes,
+        fingerprint=fingerprint,
     )
 
 
@@ -196,6 +201,12 @@ def consensus(profiles: Profiles, by: Sequence[str], *, mean: bool = False) -> P
         raise InputError(
             f"there is no column {', '.join(absent)} to group by",
             fix=f"use one of: {', '.join(map(str, metadata.columns))}",
+        )
+    if not len(profiles):
+        return Profiles(
+            features=profiles.features,
+            names=profiles.names,
+            metadata=metadata.assign(Metadata_Count=np.zeros(0, dtype=np.int64)),
         )
     codes = [codes_of(metadata[name])[0] for name in by]
     empty = np.flatnonzero((np.stack(codes) == MISSING).any(0))
