@@ -32,10 +32,10 @@ from evenfield.correct.base import (
     warn,
 )
 from evenfield.correct.base.linear import (
+    power,
     principal,
     rank_of,
     ridged_inverse_root,
-    roots,
     scatter,
     shrinkage,
     towards_identity,
@@ -128,5 +128,4 @@ class CORAL(DomainCorrector):
             warn("coral", f"{n} controls of rank {rank} for {d} features: their covariance is "
                           f"shrunk by {weight:.2f} towards the identity")  # fmt: skip
             cov = towards_identity(cov, weight)
-        inverse, forward = roots(cov)
-        return inverse / deviation[:, None], forward * deviation
+        return power(cov, -0.5) / deviation[:, None], power(cov, 0.5) * deviation

@@ -49,6 +49,13 @@ def test_zca_is_the_symmetric_root_and_pca_its_rotation():
     np.testing.assert_allclose(pca.features @ pca.features.T, zca @ zca.T, atol=1e-8)
 
 
+@pytest.mark.parametrize("kind", ["zca", "zca-cor"])
+def test_white_controls_stay(kind):
+    once = Sphering(kind=kind, epsilon=0.0).fit_transform(fake_profiles(dtype=np.float64))
+    again = Sphering(kind=kind, epsilon=0.0).fit_transform(once)
+    np.testing.assert_allclose(again.features, once.features, atol=1e-8)
+
+
 def test_epsilon_is_added_to_variances():
     table = fake_profiles(dtype=np.float64)
     x = controls_of(table).features

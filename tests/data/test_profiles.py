@@ -339,7 +339,6 @@ def test_pycytominer_reads_what_is_written(tmp_path):
     out = pycytominer.normalize(
         str(tmp_path / "out.parquet"),
         features=list(profiles.names),
-        meta_features=list(profiles.metadata.columns),
         method="standardize",
     )
     x = profiles.features

@@ -174,8 +174,9 @@ class Corrector(ABC):
     def _aligned(self, profiles: Profiles) -> Profiles:
         if profiles.names == self.names:
             return profiles
-        lacking = [name for name in self.names if name not in set(profiles.names)]
-        foreign = [name for name in profiles.names if name not in set(self.names)]
+        ours, theirs = set(self.names), set(profiles.names)
+        lacking = [name for name in self.names if name not in theirs]
+        foreign = [name for name in profiles.names if name not in ours]
         if lacking or foreign:
             raise InputError(
                 f"{self.name} was fitted on {len(self.names)} features; the profiles lack "
