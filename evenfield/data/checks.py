@@ -17,6 +17,9 @@ FEW_CONTROLS = 8
 CONFOUNDED = 0.3
 """From this Cramer's V on, label and domain count as confounded."""
 
+FOREIGN = 0.05
+"""Up to this share of wells that most other plates lack, a plate counts as of their layout."""
+
 WELL_KEY = ["Metadata_Source", "Metadata_Plate", "Metadata_Well"]
 
 
@@ -144,7 +147,11 @@ def _unknown_controls(manifest: pd.DataFrame, roles: Roles) -> Iterator[Finding]
 
 
 def _missing_wells(manifest: pd.DataFrame, roles: Roles) -> Iterator[Finding]:
-    """Wells that at least half of a source's plates have and a plate lacks."""
+    """Wells that at least half of a source's plates have and a plate lacks.
+
+    A layout drawn at random for each plate leaves other wells unused on each. There a plate has as
+    many wells as the fullest one, or wells that most others lack; where images were lost, neither.
+    """
     del roles
     plates = ["Metadata_Source", "Metadata_Plate"]
     wells = manifest.drop_duplicates([*plates, "Metadata_Well"])
@@ -154,9 +161,12 @@ def _missing_wells(manifest: pd.DataFrame, roles: Roles) -> Iterator[Finding]:
     for source, group in wells.groupby("Metadata_Source", sort=True):
         counts = group["Metadata_Well"].value_counts()
         usual = set(counts.index[(counts >= 2) & (2 * counts >= num_plates[source])])
+        fullest = int(group["Metadata_Plate"].value_counts().max())
         for plate, own in group.groupby("Metadata_Plate", sort=True)["Metadata_Well"]:
-            if missing := usual - set(own):
-                lacking[str(source), str(plate)] = len(missing)
+            missing, foreign = usual - set(own), set(own) - usual
+            lost = min(len(missing), fullest - len(own))
+            if lost > 0 and len(foreign) <= FOREIGN * len(own):
+                lacking[str(source), str(plate)] = lost
     if lacking:
         mask = pd.MultiIndex.from_frame(manifest[plates]).isin(list(lacking))
         worst = sorted(lacking.items(), key=lambda item: (-item[1], item[0]))

@@ -17,6 +17,7 @@ from evenfield.types import Profiles
 Function = Literal["mean", "median", "trimmed"]
 COUNT, CELLS = "Metadata_Count", "Metadata_CellCount"
 WELL = ("Metadata_Source", "Metadata_Plate", "Metadata_Well")
+_BELOW = (*WELL[1:], "Metadata_WellOriginal", "Metadata_Site", "Metadata_Object")
 
 
 def aggregate(
@@ -31,8 +32,8 @@ def aggregate(
 
     Treatments are made of wells, not of images: a well with more images weighs no more.
 
-    Metadata columns stay where each group agrees; the others (sites, and plates of a treatment that
-    was on several) are left out. `Metadata_Count` says how many of the given rows are in each (of
+    Metadata columns stay where each group agrees, but for those that name parts of a group: site
+    and object of a well, and plate and well of a treatment. `Metadata_Count` says how many of the given rows are in each (of
     rows that have such a count: its sum). `Metadata_CellCount` of a well is the sum over its sites
     (or stays, if all rows of every well say the same), and its number of rows where rows are
     cells; that of a treatment is the mean over its wells.
@@ -134,7 +135,8 @@ def pooled(
     first = np.unique(group, return_index=True)[1]
     groups = metadata.groupby(group)
     agreed = groups.nunique(dropna=False).eq(1).all().to_numpy()
-    kept = [c for c in metadata.columns[agreed] if c not in (COUNT, CELLS)]
+    parts = _BELOW[_BELOW.index("Metadata_Site") :] if by[-1] == WELL[-1] else _BELOW
+    kept = [c for c in metadata.columns[agreed] if c in by or c not in (COUNT, CELLS, *parts)]
     told = metadata.loc[first, kept].reset_index(drop=True)
     told[COUNT] = (groups[COUNT].sum() if COUNT in metadata else groups.size()).to_numpy()
     if cells is not None:

@@ -30,6 +30,7 @@ from evenfield.data.store import Screen
 from evenfield.errors import EvenfieldWarning, InputError
 from evenfield.files import whole, write_json
 from evenfield.profile.aggregate import CELLS, COUNT, Function, aggregate
+from evenfield.profile.made_by import KEY
 from evenfield.profile.plates import choose, model_id, plates, reader_for, shown
 from evenfield.progress import track
 from evenfield.records import digest
@@ -37,8 +38,6 @@ from evenfield.train.checkpoint import Model
 from evenfield.types import Profiles
 
 Level = Literal["image", "well", "treatment"]
-ABOUT = "evenfield"
-"""The key of the Parquet file's own metadata that says which model made it, as JSON."""
 _PLAN = "plan.json"
 _CHUNK = 256
 
@@ -88,6 +87,7 @@ def embed(
     about = {
         "method": model.config.method,
         "model": model_id(model),
+        "trained_on": model.screen,
         "adapter": rule.name,
         "options": to_dict(rule.config),
         "screen": screen.fingerprint,
@@ -114,14 +114,6 @@ def embed(
         _write(out, (pq.read_table(file) for file in files), about)
     shutil.rmtree(folder)
     return about
-
-
-def made_by(path: Path) -> dict[str, Any]:
-    """What `embed` wrote about the model into a file; empty for other tables."""
-    if not path.is_file() or path.suffix != ".parquet":
-        return {}
-    stored = pq.read_schema(path).metadata or {}
-    return json.loads(stored.get(ABOUT.encode(), b"{}"))
 
 
 def _started(out: Path, about: dict[str, Any]) -> Path:
@@ -192,7 +184,7 @@ def _write(path: Path, tables: Any, about: dict[str, Any]) -> None:
     with whole(path) as file:
         for table in tables:
             if writer is None:
-                schema = table.schema.with_metadata({ABOUT: json.dumps(about, sort_keys=True)})
+                schema = table.schema.with_metadata({KEY: json.dumps(about, sort_keys=True)})
                 writer = pq.ParquetWriter(file, schema)
             writer.write_table(table.cast(schema))
         if writer is not None:

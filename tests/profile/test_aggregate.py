@@ -80,10 +80,9 @@ def test_treatments_are_made_of_wells_and_not_of_images():
     assert list(found.metadata["Metadata_Count"]) == [4, 3, 4]
     assert list(found.metadata.columns) == [
         "Metadata_Batch",
-        "Metadata_Well",
         "Metadata_Treatment",
         "Metadata_Count",
-    ]  # fmt: skip (each treatment is in one well of every plate, so the well stays)
+    ]
     assert found.features.dtype == np.float32
 
 
