@@ -27,10 +27,12 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from evenfield.bench.mixes import Mixes
+    from evenfield.correct import Corrector, Pipeline
     from evenfield.data.manifest import Finding, Roles
     from evenfield.data.store import Screen
     from evenfield.report.tables import Row
     from evenfield.train.checkpoint import Model
+    from evenfield.types import Profiles
 
 SimulationPreset = Literal[
     "demo", "grid", "tiny", "effect-stain", "effect-optics", "effect-cells", "effect-all"
@@ -51,13 +53,13 @@ def open_screen(folder: Path | str) -> Screen:
     return Screen.open(Path(folder))
 
 
-def _roles(screen: Screen, choice: RoleChoice) -> Roles:
+def _roles(own: Roles, choice: RoleChoice) -> Roles:
     given = {
         name: value
         for name in ("label", "context", "domain", "holdout")
         if (value := getattr(choice, name)) is not None
     }
-    return replace(screen.roles, **given)
+    return replace(own, **given)
 
 
 def simulate(
@@ -131,22 +133,50 @@ def ingest(
     return Path(out)
 
 
-def audit(screen: Path | str, *, roles: RoleChoice = RoleChoice()) -> list[Finding]:  # noqa: B008
-    """What a screen's design cannot support: the checks at the door, and confounding.
+def audit(
+    what: Path | str,
+    *,
+    roles: RoleChoice = RoleChoice(),  # noqa: B008
+    images: bool = True,
+) -> list[Finding]:
+    """What a screen's or a table's design cannot support, before anyone trains.
 
     Args:
-        screen: A screen's folder.
+        what: A screen's folder, or a table of profiles (see `read_profiles`).
         roles: Other columns for the roles.
+        images: Whether the pixels of a screen are read, too: each once, for copies of images,
+            empty and saturated channels, and outliers of focus and intensity.
 
     Returns:
-        Findings, the worst first.
-    """
-    from evenfield.data.manifest import check_manifest
+        Findings, the worst first; `rows` are rows of the manifest or of the table.
 
-    opened = open_screen(screen)
-    order = {"error": 0, "warning": 1, "info": 2}
-    found = check_manifest(opened.manifest, _roles(opened, roles))
-    return sorted(found, key=lambda item: order[item.severity])
+    Raises:
+        InputError: It is neither a screen nor a table.
+    """
+    from evenfield.data.audit import audit_profiles, audit_screen
+    from evenfield.data.manifest import Roles
+    from evenfield.data.profiles import read_profiles
+    from evenfield.data.screen import INFO
+
+    path = Path(what)
+    if (path / INFO).exists():
+        opened = open_screen(path)
+        return audit_screen(opened, _roles(opened.roles, roles), images=images)
+    profiles = read_profiles(path, missing="keep", repeated="keep")
+    return audit_profiles(profiles, _roles(Roles(), roles))
+
+
+def write_findings(found: Sequence[Finding], out: Path | str) -> None:
+    """Write what an audit found, with all rows, as JSON.
+
+    Raises:
+        StorageError: The disk is full or read-only.
+    """
+    from dataclasses import asdict
+
+    from evenfield.files import write_json
+
+    write_json(Path(out), [asdict(item) for item in found])
 
 
 def train(
@@ -195,7 +225,7 @@ def train(
                 validation = f"  validation {note.validation:.3f}{' (best)' if note.best else ''}"
             bar.update(note.step, note.total, parts_text(note.losses) + validation)
 
-        fit(opened, config, Path(out), roles=_roles(opened, roles), on_progress=show)
+        fit(opened, config, Path(out), roles=_roles(opened.roles, roles), on_progress=show)
     return Path(out)
 
 
@@ -288,6 +318,186 @@ def predict(
         dict(options or {}),
         adapted=Path(adapted) if adapted else None,
         level=level,
+    )
+
+
+def embed(
+    run: Path | str,
+    screen: Path | str,
+    out: Path | str,
+    *,
+    adapter: str = "source",
+    options: Mapping[str, Any] | None = None,
+    level: Literal["image", "well", "treatment"] = "image",
+    function: Literal["mean", "median", "trimmed"] = "mean",
+    trim: float = 0.1,
+    device: str = "auto",
+) -> Path:
+    """Features of every image of a screen from a trained model, plate by plate; resumable.
+
+    Args:
+        run: A run's folder.
+        screen: The images; labels are carried along, never used.
+        out: A Parquet file: `Metadata_` columns, then features `<method>_<i>`, float32.
+        adapter: A name of `ADAPTERS`; `source` = the model as it was trained; `native` = the one
+            that its method was trained for. It is fitted to each plate's own images.
+        options: The adapter's settings.
+        level: What a row is: an image, a well, a treatment.
+        function: How images become wells, and wells treatments.
+        trim: The share that `trimmed` leaves out at either end.
+        device: `auto`, `cpu` or `cuda`.
+
+    Returns:
+        The file; `read_profiles` reads it.
+
+    Raises:
+        InputError: `out` exists, or the screen does not fit the model.
+    """
+    from evenfield.profile.embed import embed as write
+
+    write(
+        _model(run, device),
+        open_screen(screen),
+        Path(out),
+        adapter=adapter,
+        options=options,
+        level=level,
+        function=function,
+        trim=trim,
+    )
+    return Path(out)
+
+
+def fit_correction(
+    profiles: Path | str | Sequence[Path | str] | Profiles,
+    out: Path | str,
+    *,
+    steps: Sequence[str] = (),
+    config: Path | None = None,
+) -> Pipeline:
+    """Fit correctors in a row to profiles, and keep what they learned.
+
+    Args:
+        profiles: What they learn from: tables that are joined, or profiles.
+        out: A `.npz` file that does not exist yet.
+        steps: Names of `CORRECTORS`, in order, with their default settings.
+        config: A JSON file with a `PipelineConfig`: steps with their own settings.
+
+    Returns:
+        The fitted pipeline; `correct` takes it, or its file.
+
+    Raises:
+        InputError: Neither or both of `steps` and `config` are given, `out` exists, or a step
+            refuses the profiles.
+    """
+    from evenfield.correct import Pipeline, PipelineConfig, Step
+
+    if (config is None) == (not steps):
+        raise InputError(
+            "a correction needs its steps, by name or in a file",
+            fix="give either --steps or --config",
+        )
+    _refuse_existing(Path(out))
+    if config is not None:
+        settings = load_config(PipelineConfig, config)
+    else:
+        settings = PipelineConfig(steps=tuple(Step(corrector=name) for name in steps))
+    unfitted = Pipeline.from_config(settings)
+    fitted = unfitted.fit(_profiles(profiles, nan=unfitted.steps[0].accepts_nan))
+    fitted.save(Path(out))
+    return fitted
+
+
+def correct(
+    correction: Path | str | Pipeline | Corrector,
+    profiles: Path | str | Sequence[Path | str] | Profiles,
+    out: Path | str | None = None,
+) -> Profiles:
+    """Correct profiles, also of plates that were not there when the correction was fitted.
+
+    Args:
+        correction: What `fit_correction` made, or its file.
+        profiles: What is corrected: tables that are joined, or profiles.
+        out: A `.parquet` or `.csv.gz` file that does not exist yet; none = nothing is written.
+
+    Raises:
+        InputError: The profiles lack features; a step refuses a plate that it has never seen;
+            `out` exists.
+    """
+    from evenfield.correct import Pipeline, load
+    from evenfield.data.profiles import write_profiles
+
+    if out is not None:
+        _refuse_existing(Path(out))
+    fitted = load(Path(correction)) if isinstance(correction, str | Path) else correction
+    first = fitted.steps[0] if isinstance(fitted, Pipeline) else fitted
+    corrected = fitted.transform(_profiles(profiles, nan=first.accepts_nan))
+    if out is not None:
+        write_profiles(corrected, Path(out))
+    return corrected
+
+
+def _profiles(
+    given: Path | str | Sequence[Path | str] | Profiles, *, nan: bool = False
+) -> Profiles:
+    """Profiles from files; NaN pass the door where the first step drops such features."""
+    from evenfield.data.profiles import read_profiles
+    from evenfield.types import Profiles
+
+    if isinstance(given, Profiles):
+        return given
+    return read_profiles(given, missing="keep" if nan else "error")
+
+
+def _refuse_existing(out: Path) -> None:
+    if out.exists():
+        raise InputError(f"the output {out} exists", fix="choose another file or delete this one")
+
+
+def export(
+    profiles: Path | str | Sequence[Path | str] | Profiles,
+    out: Path | str,
+    *,
+    format: Literal["parquet", "csv.gz", "h5ad", "zarr", "deepprofiler", "gallery"] | None = None,
+    layout: Literal["mantispy", "cell-painting-io"] = "mantispy",
+    level: Literal["well", "treatment"] | None = None,
+    function: Literal["mean", "median", "trimmed"] = "mean",
+    trim: float = 0.1,
+    mechanism: str | None = None,
+    identifier: str | None = None,
+) -> str:
+    """Write profiles in a form that other software reads, aggregated before if so wished.
+
+    Args:
+        profiles: Tables that are joined, or profiles.
+        out: A file, or a folder for `zarr`, `deepprofiler` and `gallery`.
+        format: None = what the name's end says.
+        layout: Of AnnData: `mantispy` keeps the prefix `Metadata_`, `cell-painting-io` strips it.
+        level: Aggregate to wells or treatments; none = rows stay as they are.
+        function: How rows are aggregated.
+        trim: The share that `trimmed` leaves out at either end.
+        mechanism: The column of mechanisms that becomes `Metadata_MOA` in AnnData.
+        identifier: NETWORK_DATASET_HASH of the gallery's folders; none = what `embed` has written
+            into the table.
+
+    Returns:
+        What other software must be told, in a line or two.
+
+    Raises:
+        InputError: `out` exists, or the format needs what the profiles lack.
+    """
+    from evenfield.profile.aggregate import aggregate
+    from evenfield.profile.export import export_profiles
+
+    if identifier is None and isinstance(profiles, str | Path):
+        from evenfield.profile.made_by import identifier_of
+
+        identifier = identifier_of(Path(profiles))
+    found = _profiles(profiles)
+    if level is not None:
+        found = aggregate(found, level, function=function, trim=trim)
+    return export_profiles(
+        found, Path(out), format=format, layout=layout, mechanism=mechanism, identifier=identifier
     )
 
 
@@ -421,7 +631,12 @@ def bench(
             bar.update(note.done + 0.95 * within * (note.done < note.total), note.total, note.text)
 
         run_grid(
-            opened, grid, Path(out), roles=_roles(opened, roles), command=command, on_note=show
+            opened,
+            grid,
+            Path(out),
+            roles=_roles(opened.roles, roles),
+            command=command,
+            on_note=show,
         )
     return Path(out)
 

@@ -32,10 +32,13 @@ VERBS = {
     "doctor": "what this machine offers, and what is broken in its environment",
     "simulate": "write a simulated Cell Painting screen with known batch effects",
     "ingest": "read plates (images and a table) into a screen",
-    "audit": "what a screen's design cannot support, before anyone trains",
+    "audit": "what the design of a screen or table cannot support, before anyone trains",
     "train": "train a model on some batches",
     "adapt": "adapt a model to new plates, without labels",
     "predict": "predict new plates: labels, probabilities, uncertainty, shift of each plate",
+    "embed": "features of every image from a model, adapted plate by plate where asked",
+    "correct": "fit a correction of profiles, and apply it to plates that come later",
+    "export": "write profiles for other software: tables, AnnData, folders",
     "evaluate": "judge a model on held-out plates, with and without adaptation",
     "mixes": "draw what a run of contrimix does to images: content maps, mixes, numbers",
     "bench": "run a grid of methods, adapters, protocols and seeds; resumable",
@@ -55,6 +58,7 @@ Out = Annotated[Path, *_place("OUT")]
 ScreenFolder = Annotated[Path, *_place("SCREEN")]
 RunFolder = Annotated[Path, *_place("RUN")]
 Results = Annotated[Path, *_place("RESULTS")]
+ProfileFile = Annotated[Path, *_place("PROFILES")]
 SHORT_FLAGS = (tyro.conf.FlagCreatePairsOff,)
 
 
@@ -130,33 +134,43 @@ def _say_screen(out: Path, quiet: bool) -> int:
 
 
 def _audit(
-    screen: ScreenFolder,
+    what: Annotated[Path, *_place("SCREEN|PROFILES")],
     *,
     roles: RoleChoice = RoleChoice(),  # noqa: B008
+    images: bool = True,
+    out: Path | None = None,
+    fail_on: Literal["error", "warning", "never"] = "error",
     quiet: Quiet = False,
 ) -> int:
-    """Print what the door found and whether labels are confounded with domains.
+    """Print what the design of a screen or a table cannot support.
 
-    Exit code 1 where there is an error, 0 otherwise.
+    Exit code 1 where there is an error (or a warning, if asked), 0 otherwise.
 
     Args:
-        screen: A screen's folder.
+        what: A screen's folder, or a table of profiles.
         roles: Other columns for the roles.
+        images: Read the pixels of a screen, too: copies, empty channels, outliers.
+        out: A JSON file for the findings with all their rows.
+        fail_on: From which severity on the exit code is 1.
         quiet: Print nothing but errors.
     """
-    found = api.audit(screen, roles=roles)
+    found = api.audit(what, roles=roles, images=images)
     colour = {"error": "red", "warning": "yellow", "info": "blue"}
     for item in found:
         if quiet and item.severity != "error":
             continue
+        rows = f" ({len(item.rows)} rows)" if item.rows else ""
         OUT.print(
             f"[{colour[item.severity]}]{item.severity}[/] {escape(item.check)}: "
-            f"{escape(item.message)}\n  breaks: {escape(item.breaks)}\n  What to do: "
+            f"{escape(item.message)}{rows}\n  breaks: {escape(item.breaks)}\n  What to do: "
             f"{escape(item.fix)}"
         )
     if not found and not quiet:
         OUT.print("nothing to complain about")
-    return 1 if any(item.severity == "error" for item in found) else 0
+    if out is not None:
+        api.write_findings(found, out)
+    failing = {"error": {"error"}, "warning": {"error", "warning"}, "never": set()}[fail_on]
+    return 1 if any(item.severity in failing for item in found) else 0
 
 
 def _adapt(
@@ -222,6 +236,150 @@ def _predict(
         for plate, shift in plates.items():
             far = "" if not shift > 3 else "  [yellow]far from the training plates[/yellow]"
             OUT.print(f"  plate {escape(str(plate))}: controls' shift {shift:.1f}{far}")
+    return 0
+
+
+def _embed(
+    run: RunFolder,
+    screen: ScreenFolder,
+    out: Out,
+    *,
+    adapter: str = "source",
+    level: Literal["image", "well", "treatment"] = "image",
+    aggregate: Literal["mean", "median", "trimmed"] = "mean",
+    trim: float = 0.1,
+    device: str = "auto",
+    quiet: Quiet = False,
+) -> int:
+    """Write the features of every image of a screen, plate by plate; labels are never used.
+
+    Args:
+        run: A folder that `train` wrote.
+        screen: The plates.
+        out: A Parquet file that does not exist yet; a killed call goes on where it stopped.
+        adapter: ADAPTERS; `native` is the one that the method was trained for, `source` is none.
+        level: What a row is.
+        aggregate: How images become wells, and wells treatments.
+        trim: The share that `trimmed` leaves out at either end.
+        device: `auto`, `cpu` or `cuda`.
+        quiet: Print nothing but errors.
+    """
+    api.embed(
+        run, screen, out, adapter=adapter, level=level, function=aggregate, trim=trim,
+        device=device,
+    )  # fmt: skip
+    if not quiet:
+        OUT.print(f"Profiles: [bold]{escape(str(out))}[/bold] (next: evenfield correct, or export)")
+    return 0
+
+
+def _correct_fit(
+    profiles: ProfileFile,
+    out: Out,
+    *,
+    steps: str = "",
+    config: Path | None = None,
+    quiet: Quiet = False,
+) -> int:
+    """Fit correctors in a row to profiles, and keep what they learned.
+
+    Args:
+        profiles: The table that they learn from.
+        out: A .npz file that does not exist yet.
+        steps: Correctors joined by commas, in order, with their default settings: CORRECTORS.
+        config: A JSON file with the steps and their settings, instead:
+            {"steps": [{"corrector": "tvn", "options": {...}}]}.
+        quiet: Print nothing but errors.
+    """
+    names = [name.strip() for name in steps.split(",") if name.strip()]
+    fitted = api.fit_correction(profiles, out, steps=names, config=config)
+    if not quiet:
+        row = " -> ".join(step.name for step in fitted.steps)
+        rule = {"same": "nothing", "controls": "its controls", "rows": "all its rows"}
+        OUT.print(
+            f"Correction: [bold]{escape(str(out))}[/bold]: {escape(row)}; fitted on "
+            f"{fitted.steps[0].num_rows} rows; of a plate never seen it reads "
+            f"{rule[fitted.unseen]} (next: evenfield correct apply)"
+        )
+    return 0
+
+
+def _correct_apply(
+    corrector: Annotated[Path, *_place("CORRECTOR")],
+    profiles: ProfileFile,
+    out: Out,
+    *,
+    quiet: Quiet = False,
+) -> int:
+    """Correct profiles, also of plates that were not there when the correction was fitted.
+
+    Args:
+        corrector: A file that `correct fit` wrote.
+        profiles: The table to correct.
+        out: A .parquet or .csv.gz file that does not exist yet.
+        quiet: Print nothing but errors.
+    """
+    found = api.correct(corrector, profiles, out)
+    if not quiet:
+        OUT.print(
+            f"Profiles: [bold]{escape(str(out))}[/bold]: {len(found)} rows, "
+            f"{len(found.names)} features"
+        )
+    return 0
+
+
+def _correct(arguments: list[str]) -> int:
+    """`correct fit` and `correct apply`."""
+    calls: dict[str, Callable[..., int]] = {"fit": _correct_fit, "apply": _correct_apply}
+    if not arguments or arguments[0] not in calls:
+        OUT.print("usage: evenfield correct fit PROFILES OUT --steps NAME,NAME,...")
+        OUT.print("       evenfield correct apply CORRECTOR PROFILES OUT\n")
+        OUT.print(f"{VERBS['correct']}\n")
+        OUT.print(f"NAME is one of: {', '.join(_correctors())}")
+        OUT.print("`evenfield correct fit --help` and `evenfield correct apply --help` say more.")
+        return 0 if set(arguments[:1]) & {"-h", "--help"} else 2
+    action, *rest = arguments
+    return _call(calls[action], f"evenfield correct {action}", rest)
+
+
+def _correctors() -> list[str]:
+    return [name for name in _files("correct") if name != "pipeline"]
+
+
+def _export(
+    profiles: ProfileFile,
+    out: Out,
+    *,
+    format: Literal["parquet", "csv.gz", "h5ad", "zarr", "deepprofiler", "gallery"] | None = None,
+    layout: Literal["mantispy", "cell-painting-io"] = "mantispy",
+    level: Literal["well", "treatment"] | None = None,
+    aggregate: Literal["mean", "median", "trimmed"] = "mean",
+    trim: float = 0.1,
+    mechanism: str | None = None,
+    identifier: str | None = None,
+    quiet: Quiet = False,
+) -> int:
+    """Write profiles in a form that other software reads, aggregated before if so wished.
+
+    Args:
+        profiles: A table: .parquet, .csv, .csv.gz, .h5ad, .zarr, or a folder of .npz files.
+        out: A file or folder that does not exist yet.
+        format: Of the output; none = what its name's end says.
+        layout: Of AnnData: mantispy keeps the prefix Metadata_, cell-painting-io strips it.
+        level: Aggregate to wells or treatments; none = rows stay as they are.
+        aggregate: How rows are aggregated.
+        trim: The share that `trimmed` leaves out at either end.
+        mechanism: The column of mechanisms that becomes Metadata_MOA in AnnData.
+        identifier: NETWORK_DATASET_HASH of the gallery's folders; none = what `embed` wrote into
+            the table.
+        quiet: Print nothing but errors.
+    """
+    hint = api.export(
+        profiles, out, format=format, layout=layout, level=level, function=aggregate, trim=trim,
+        mechanism=mechanism, identifier=identifier,
+    )  # fmt: skip
+    if not quiet:
+        OUT.print(f"Profiles: [bold]{escape(str(out))}[/bold]\n{escape(hint)}")
     return 0
 
 
@@ -465,6 +623,8 @@ SIMPLE: dict[str, Callable[..., int]] = {
     "audit": _audit,
     "adapt": _adapt,
     "predict": _predict,
+    "embed": _embed,
+    "export": _export,
     "evaluate": _evaluate,
     "mixes": _mixes,
     "bench": _bench,
@@ -483,7 +643,13 @@ PRESET_NAMES = (
 def _with_names(text: str) -> str:
     """A help text with the entries of the registries in place of their capital names."""
     text = text.replace("ADAPTERS", "one of " + ", ".join(_files("adapt")))
+    text = text.replace("CORRECTORS", ", ".join(_correctors()))
     return text.replace("PRESETS", "one of " + ", ".join(PRESET_NAMES))
+
+
+def _call(call: Callable[..., int], prog: str, arguments: list[str]) -> int:
+    call.__doc__ = _with_names(call.__doc__ or "")
+    return tyro.cli(call, prog=prog, args=arguments, config=SHORT_FLAGS)
 
 
 def _command() -> str:
@@ -525,9 +691,9 @@ def run(arguments: list[str]) -> int:
                 return _train(rest)
             if verb == "ingest":
                 return _ingest(rest)
-            call = SIMPLE[verb]
-            call.__doc__ = _with_names(call.__doc__ or "")
-            return tyro.cli(call, prog=f"evenfield {verb}", args=rest, config=SHORT_FLAGS)
+            if verb == "correct":
+                return _correct(rest)
+            return _call(SIMPLE[verb], f"evenfield {verb}", rest)
     except EvenfieldError as error:
         ERR.print(f"[red]error[/red] {escape(str(error))}")
         return error.exit_code
