@@ -163,10 +163,10 @@ def join_tables(sites: pd.DataFrame, tables: JumpTables) -> tuple[pd.DataFrame, 
         tables: What is joined.
 
     Returns:
-        The images, and notes on wells that no table knows.
+        The images, and notes on wells that no table knows and on batches that differ.
 
     Raises:
-        InputError: A plate is not in the plate table, or another batch is written beside it.
+        InputError: A plate is not in the plate table.
     """
     table = sites.assign(**{WELL: normal_wells(sites[WELL])})
     row = _rows(tables.plate, table, [SOURCE, PLATE])
@@ -177,17 +177,18 @@ def join_tables(sites: pd.DataFrame, tables: JumpTables) -> tuple[pd.DataFrame, 
             fix="use the newest tables, or leave these plates out",
         )
     batch = tables.plate[BATCH].to_numpy()[row]
+    notes: tuple[str, ...] = ()
     if BATCH in table and (other := (table[BATCH] != batch) & (table[BATCH] != "")).any():
         plate, wrong = table.loc[other, [PLATE, BATCH]].iloc[0]
-        raise InputError(
-            f"plate {plate} is of batch {batch[other.to_numpy()][0]} in the plate table and of "
-            f"{wrong} in its load_data",
-            fix="use tables and load_data of one release",
+        notes += (
+            f"load_data of {table.loc[other, PLATE].nunique()} plates names another batch than the "
+            f"plate table, which is followed (plate {plate}: {wrong}, not "
+            f"{batch[other.to_numpy()][0]})",
         )
     table[BATCH] = batch
     table["Metadata_PlateType"] = tables.plate["Metadata_PlateType"].to_numpy()[row]
     row = _rows(tables.well, table, [SOURCE, PLATE, WELL])
-    notes = _without_well(table, row < 0)
+    notes += _without_well(table, row < 0)
     table[JCP] = np.where(row < 0, "", tables.well[JCP].to_numpy()[row])
     known = np.isin(table[JCP], ["", EMPTY])
     for name, perturbation in tables.perturbations.items():

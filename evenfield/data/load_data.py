@@ -52,33 +52,48 @@ def locations(table: pd.DataFrame, channel: str, kind: str = "Orig") -> list[str
     return None
 
 
-def below(location: str, source: str, root: str, replace: tuple[tuple[str, str], ...] = ()) -> str:
+def below(
+    location: str,
+    source: str,
+    batch: str,
+    root: str,
+    replace: tuple[tuple[str, str], ...] = (),
+) -> str:
     """Where a location of the Gallery lies below the project's folder.
 
     Tables name the bucket, or the disk of the machine that made them: what comes before
-    `<source>/images/` is replaced by `root`, unless a rule says otherwise.
+    `<source>/images/`, or before `<batch>/images/` or `<batch>/illum/`, is replaced, unless a rule
+    says otherwise.
 
-    >>> below("/home/u/x/source_4/images/B1/images/P/a.tiff", "source_4", "/data/cpg0016-jump")
-    '/data/cpg0016-jump/source_4/images/B1/images/P/a.tiff'
+    >>> below("/home/u/source_4/images/B1/images/P/a.tiff", "source_4", "B1", "/data/jump")
+    '/data/jump/source_4/images/B1/images/P/a.tiff'
+    >>> below("/home/u/projects/x/B1/images/P/a.tiff", "source_4", "B1", "/data/jump")
+    '/data/jump/source_4/images/B1/images/P/a.tiff'
 
     Args:
         location: As the table writes it.
         source: The source's name, a folder of the project.
+        batch: The batch's name, a folder of the source.
         root: The project's folder, on this machine or anywhere.
         replace: What locations begin with, and what stands for it.
 
     Raises:
-        InputError: The location has no `<source>/images/` and no rule fits.
+        InputError: The location has none of these folders and no rule fits.
     """
     location = location.replace("\\", "/")
     for old, new in replace:
         if location.startswith(old):
             return new + location[len(old) :]
-    before, mark, rest = f"/{location}".partition(f"/{source}/images/")
-    del before
-    if not mark:
-        raise InputError(
-            f"{location!r} does not lie below {source}/images/",
-            fix="say where it lies with `replace`, as old=new",
-        )
-    return f"{root.rstrip('/')}{mark}{rest}"
+    images = f"{source}/images"
+    for mark, place in (
+        (f"/{images}/", images),
+        (f"/{batch}/images/", f"{images}/{batch}/images"),
+        (f"/{batch}/illum/", f"{images}/{batch}/illum"),
+    ):
+        _, found, rest = f"/{location}".partition(mark)
+        if found:
+            return f"{root.rstrip('/')}/{place}/{rest}"
+    raise InputError(
+        f"{location!r} does not lie below {images}/ or {batch}/images/",
+        fix="say where it lies with `replace`, as old=new",
+    )

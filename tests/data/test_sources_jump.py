@@ -269,12 +269,13 @@ def test_wells_and_perturbations_that_no_table_knows_are_named_not_lost(gallery,
     assert set(unknown.Metadata_Label) == {""}
 
 
-def test_load_data_of_another_plate_or_batch_is_refused(tmp_path):
+def test_load_data_of_another_plate_is_refused_of_another_batch_told(tmp_path):
     gallery = write_gallery(tmp_path / "g"), write_tables(tmp_path / "m")
     path = gallery[0] / "source_3/workspace/load_data_csv/CP_25/JCPQC016/load_data.csv.gz"
     rewrite(path, lambda t: t.assign(Metadata_Batch="CP_24"))
-    with pytest.raises(InputError, match="JCPQC016 is of batch CP_25 in the plate table and of CP"):
-        listing(gallery)
+    found = listing(gallery)
+    assert any("load_data of 1 plates names another batch" in note for note in found.notes)
+    assert found.manifest.Metadata_Batch[0] == "CP_25"
     rewrite(path, lambda t: t.assign(Metadata_Plate="JCPQC017"))
     with pytest.raises(InputError, match="is about plate JCPQC017, not JCPQC016"):
         listing(gallery)
@@ -288,10 +289,13 @@ def test_files_elsewhere_need_a_rule(tmp_path):
     path = gallery[0] / "source_3/workspace/load_data_csv/CP_25/JCPQC016/load_data.csv.gz"
     folder = next((gallery[0] / "source_3/images/CP_25").rglob("Images"))
     rewrite(path, lambda t: t.assign(**{f"PathName_Orig{c}": "D:\\plates" for c in CHANNELS}))
-    with pytest.raises(InputError, match="does not lie below source_3/images/"):
+    with pytest.raises(InputError, match="does not lie below source_3/images/ or CP_25/images/"):
         listing(gallery, plates=("JCPQC016",))
     found = listing(gallery, plates=("JCPQC016",), replace=(f"D:/plates={folder}",))
     assert found.read(3)[2, 0, 0] == pixel(0, 3, 2)
+    disk = f"/mnt/production/CP_25/images/{folder.parent.name}/Images"  # no source in it
+    rewrite(path, lambda t: t.assign(**{f"PathName_Orig{c}": disk for c in CHANNELS}))
+    assert listing(gallery, plates=("JCPQC016",)).read(3)[2, 0, 0] == pixel(0, 3, 2)
     with pytest.raises(InputError, match="write old=new"):
         config(gallery, replace=("D:/plates",))
 

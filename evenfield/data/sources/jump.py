@@ -80,7 +80,8 @@ class Jump(Reader):
                 at least one file is.
             missing: What to do with fields whose files are missing: `error`, or `skip` and say so.
             replace: Beginnings of file names in load_data and what stands for them, as `old=new`;
-                what comes before `source_4/images/` is replaced by `folder` without a rule.
+                what comes before `source_4/images/` or BATCH/images/ needs no rule: it is replaced
+                by the folder of the source.
             illumination: Divide by the published function of plate and channel where it is there
                 (`present`), demand it (`require`), or leave images as they are (`off`).
             mechanisms: A table of Metadata_InChIKey (or Metadata_JCP2022) and Metadata_moa that
@@ -204,10 +205,10 @@ class Jump(Reader):
         light = []
         for number, channel in enumerate(known):
             found = locations(table, channel) or []
-            sites[f"file {number}"] = [below(text, source, root, pairs) for text in found]
+            sites[f"file {number}"] = [below(text, source, batch, root, pairs) for text in found]
             named = locations(table, channel, "Illum") or [""]
             light.append(
-                below(named[0], source, root, pairs)
+                below(named[0], source, batch, root, pairs)
                 if named[0] and self.config.illumination != "off"
                 else f"{root}/{source}/images/{batch}/illum/{plate}/{plate}_Illum{channel}.npy"
             )

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from evenfield.data.load_data import locations, named_channels
 from evenfield.data.names import as_text, has_controls
 from evenfield.data.platemap import join_platemap
 from evenfield.data.process import Process
@@ -36,7 +37,6 @@ _KNOWN = {
     "label": "Label", "controltype": "ControlType", "celltype": "CellType",
     "cell_type": "CellType",
 }  # fmt: skip
-_LOAD_DATA = re.compile(r"(?:URL|FileName)_(?:Orig)?(.+)")
 _BUCKET = re.compile(r"s3://[^/]+/")
 
 
@@ -95,7 +95,7 @@ class Table(Reader):
             table, notes = join_platemap(table, platemap, str(config.platemap))
         if not has_controls(table):
             table["Metadata_ControlType"] = _controls(table, config.negcon)
-        channels = config.channels or tuple(_load_data_channels(table))
+        channels = config.channels or tuple(named_channels(table))
         if not channels:
             raise InputError(
                 "the channels are not named", fix="give `channels`, in the order to store them"
@@ -193,30 +193,17 @@ def _column(table: pd.DataFrame, column: str) -> list[str]:
     return as_text(table[column])
 
 
-def _load_data_channels(table: pd.DataFrame) -> list[str]:
-    found = (_LOAD_DATA.fullmatch(str(column)) for column in table.columns)
-    return list(dict.fromkeys(match[1] for match in found if match))
-
-
 def _load_data(table: pd.DataFrame, channel: str) -> list[str]:
-    """The files of a channel from URL_Orig, FileName_Orig and PathName_Orig, or its own column."""
-    for orig in ("Orig", ""):
-        file, path = f"FileName_{orig}{channel}", f"PathName_{orig}{channel}"
-        if f"URL_{orig}{channel}" in table:
-            # A copy of a bucket keeps its folders below `root`.
-            urls = as_text(table[f"URL_{orig}{channel}"])
-            return [_BUCKET.sub("", url).removeprefix("file://") for url in urls]
-        if file in table:
-            folders = as_text(table[path]) if path in table else [""] * len(table)
-            return [
-                str(Path(folder) / name)
-                for folder, name in zip(folders, as_text(table[file]), strict=True)
-            ]
+    """The files of a channel as load_data names them, or as its own column does."""
+    found = locations(table, channel)
+    if found is not None:
+        # A copy of a bucket keeps its folders below `root`.
+        return [_BUCKET.sub("", text).removeprefix("file://") for text in found]
     if channel in table:
         return as_text(table[channel])
     raise InputError(
         f"no column names the files of channel {channel}",
-        fix=f"known channels: {', '.join(_load_data_channels(table)) or 'none'}; "
+        fix=f"known channels: {', '.join(named_channels(table)) or 'none'}; "
         "or give `columns` or `template`",
     )
 
