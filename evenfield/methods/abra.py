@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -44,7 +45,7 @@ from evenfield.nn.heads import (
 )
 from evenfield.nn.histogram import matched
 from evenfield.nn.perturbed_norm import InnerNorm, PerturbedNorm
-from evenfield.nn.places import changing
+from evenfield.nn.places import changing, resuming
 from evenfield.nn.restyle import (
     check_places,
     mixing_shares,
@@ -52,7 +53,7 @@ from evenfield.nn.restyle import (
     style_mixed,
     widths,
 )
-from evenfield.nn.uncertainty import Reference, Shifts, Uncertainties, Uncertainty
+from evenfield.nn.uncertainty import Reference, Seen, Shifts, Uncertainties
 from evenfield.nn.views import View, collapse, gap
 from evenfield.seeds import numpy_generator
 from evenfield.types import UNKNOWN, Batch, Losses
@@ -145,16 +146,11 @@ class ABRA(Method):
 
         def __post_init__(self) -> None:
             for name, low, high in (
-                ("rank", 1, math.inf),
-                ("T", 1, math.inf),
+                *((name, 1, math.inf) for name in ("rank", "T")),
+                *((name, 1e-3, math.inf) for name in ("alpha", "s")),
+                *((name, 0, 1) for name in ("apply_prob", "adv_warmup", "margin_warmup", "ema")),
                 ("rho", 0, math.inf),
-                ("alpha", 1e-3, math.inf),
-                ("s", 1e-3, math.inf),
                 ("m", 0, math.pi / 2),
-                ("apply_prob", 0, 1),
-                ("adv_warmup", 0, 1),
-                ("margin_warmup", 0, 1),
-                ("ema", 0, 1),
             ):
                 check_range(name, getattr(self, name), low, high)
             if not self.stages and self.adversary != "none":
@@ -208,10 +204,10 @@ class ABRA(Method):
             and progress >= config.adv_warmup
             and config.adversary != "none"
         )
-        known: dict[str, Uncertainty] = {}
+        seen = Seen()
         wanted = self.uncertainties.running or (perturbed and config.adversary not in MIXED)
         places = config.stages if wanted else ()
-        clean = self._view(batch, self.uncertainties.watch(places, batch.domain, known))
+        clean = self._view(batch, self.uncertainties.watch(places, batch.domain, seen))
         risk = self._risk(clean, batch, m)
         parts = {"risk": risk, "perturbed": risk.new_tensor(float(perturbed))}
         parts |= collapse(clean.z, batch.label)
@@ -221,8 +217,8 @@ class ABRA(Method):
         if config.adversary in MIXED:
             changes = self._mixing(batch, random)
         else:
-            changes, notes = self._shifting(batch, clean, known, m, random)
-        with self.norms.during(self.predictor, searching=False):
+            changes, notes = self._shifting(batch, clean, seen, m, random)
+        with self.norms.during(self.predictor, searching=False), self._resuming(seen):
             adv = self._view(batch, changes)
         adversarial, alignment = self._risk(adv, batch, m), self._gap(clean, adv, batch)
         total = risk + config.lambda_a * adversarial + config.lambda_d * alignment
@@ -274,12 +270,12 @@ class ABRA(Method):
         self,
         batch: Batch,
         clean: View,
-        known: dict[str, Uncertainty],
+        seen: Seen,
         m: float,
         random: np.random.Generator,
     ) -> tuple[Changes, dict[str, Tensor]]:
         """The inner problem: shifts of the statistics, drawn or searched for, and notes on them."""
-        config = self.config
+        config, known = self.config, seen.known
         group, num_rows = self._sharing(batch)
 
         def normal(shape: Sequence[int]) -> Tensor:
@@ -302,7 +298,8 @@ class ABRA(Method):
 
             def objective(offsets: Offsets) -> Tensor:
                 """J(a, b) = L(z') - beta D(z, z'), with all weights held."""
-                with weights_held(self), self.norms.during(self.predictor, searching=True):
+                perturbed = self.norms.during(self.predictor, searching=True)
+                with weights_held(self), perturbed, self._resuming(seen, detached=True):
                     adv = self._view(batch, shifts.changes(offsets))
                     return self._risk(adv, batch, m) - config.beta * self._gap(still, adv, batch)
 
@@ -312,12 +309,17 @@ class ABRA(Method):
             moved = {place: found[place] - value.detach() for place, value in offsets.items()}
             if config.adversary == "random_direction":
                 ways = {place: normal(value.shape[1:]) for place, value in moved.items()}
-                moved = {
-                    place: ways[place] / rms(ways[place]) * rms(v) for place, v in moved.items()
-                }
+                moved = {p: ways[p] / rms(ways[p]) * rms(value) for p, value in moved.items()}
             offsets = {place: limit(value + moved[place]) for place, value in offsets.items()}
         a, b = shifts.size(offsets)
         return shifts.changes(offsets), notes | {"a_rms": a, "b_rms": b}
+
+    def _resuming(self, seen: Seen, *, detached: bool = False) -> AbstractContextManager[None]:
+        """A perturbed pass starts at its first place: before it, both passes see the same."""
+        if seen.first is None or self.config.inner_bn != "frozen_buffers":
+            return nullcontext()
+        place, x = seen.first
+        return resuming(self.predictor.backbone, place, x.detach() if detached else x)
 
     def _sharing(self, batch: Batch) -> tuple[Tensor, int]:
         """Which offset each image takes, and how many there are."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Literal
 
@@ -91,6 +91,19 @@ def group_means(
     return total / count.reshape(-1, *([1] * (rows.ndim - 1)))
 
 
+@dataclass(slots=True)
+class Seen:
+    """What a clean pass showed.
+
+    Attributes:
+        known: The uncertainty of each place.
+        first: The first of the places, and the features there.
+    """
+
+    known: dict[str, Uncertainty] = field(default_factory=dict)
+    first: tuple[str, Tensor] | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class Shifts:
     """A family of perturbations of one batch: offsets, by place, say which member.
@@ -166,16 +179,17 @@ class Uncertainties(nn.Module):
                 self.register_buffer(f"spread_{place}", torch.zeros(2, width))
 
     def watch(
-        self, places: tuple[str, ...], domain: Int[Tensor, " n"], known: dict[str, Uncertainty]
+        self, places: tuple[str, ...], domain: Int[Tensor, " n"], seen: Seen
     ) -> dict[str, Callable[[Tensor], Tensor]]:
-        """Functions for a pass in train mode: they change nothing and fill `known`, place by place.
+        """Functions for a pass in train mode: they change nothing and fill `seen`, place by place.
 
         A running estimate takes in what they see.
         """
 
         def look(x: Tensor, place: str) -> Tensor:
+            seen.first = seen.first or (place, x)
             with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
-                known[place] = self._of(place, torch.stack(statistics(x), 1), domain)
+                seen.known[place] = self._of(place, torch.stack(statistics(x), 1), domain)
             return x
 
         if self.running:

@@ -1,6 +1,7 @@
 """ABRA's inner problem: what it searches, how far, and what it leaves untouched."""
 
 import copy
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
@@ -125,6 +126,23 @@ def test_the_search_leaves_no_trace(backbone, monkeypatch, inner_bn):
     for parameter in method.parameters():
         assert parameter.requires_grad
         assert (parameter.grad == 0.5).all()
+
+
+@pytest.mark.parametrize("stages", [("stem", "2"), ("1",)])
+def test_what_lies_before_the_first_place_is_computed_once(backbone, monkeypatch, stages):
+    """A perturbed pass that starts at its first place is the whole pass, with its gradients."""
+    method, batch = attack(backbone, stages=stages, T=2), fake_batch()
+    short = method.losses(batch, progress=0.5)
+    short.total.backward()
+    gradients = [p.grad.clone() for p in method.parameters()]
+    monkeypatch.setattr(abra.ABRA, "_resuming", lambda *_, **__: nullcontext())
+    method.zero_grad()
+    whole = method.losses(batch, progress=0.5)
+    whole.total.backward()
+    torch.testing.assert_close(short.total, whole.total)
+    torch.testing.assert_close(short.parts, whole.parts)
+    for ours, theirs in zip(gradients, method.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs.grad, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("constraint", ["box", "ball"])

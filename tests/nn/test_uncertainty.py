@@ -13,7 +13,7 @@ from evenfield.nn.ascent import ascend, projected, rms, weights_held
 from evenfield.nn.perturbed_norm import PerturbedNorm
 from evenfield.nn.places import changing
 from evenfield.nn.restyle import statistics
-from evenfield.nn.uncertainty import Shifts, Uncertainties, diagonal, group_means, low_rank
+from evenfield.nn.uncertainty import Seen, Shifts, Uncertainties, diagonal, group_means, low_rank
 
 
 def drawn(*shape, seed=0):
@@ -66,10 +66,11 @@ def test_group_means_are_those_of_each_experiment():
 
 def observe(module, x, domain, *, places=("stem",)):
     """What a pass of features x through each place makes of it."""
-    known = {}
-    for function in module.watch(places, domain, known).values():
+    seen = Seen()
+    for function in module.watch(places, domain, seen).values():
         assert function(x) is x
-    return known
+    assert seen.first == (places[0], x)
+    return seen.known
 
 
 def make(reference, *, rank=None, ema=0.9, learned=False):
@@ -227,9 +228,9 @@ def test_a_layer_that_keeps_nothing_uses_the_pass():
 
 
 def test_watching_changes_no_feature(backbone):
-    module, known = make("minibatch"), {}
+    module, seen = make("minibatch"), Seen()
     image, domain = drawn(4, 3, 16, 16), torch.arange(4)
     plain = backbone(image)
-    with changing(backbone, module.watch(("stem", "1"), domain, known)):
+    with changing(backbone, module.watch(("stem", "1"), domain, seen)):
         assert torch.equal(backbone(image), plain)
-    assert [u.spread.shape for u in known.values()] == [(2, 8), (2, 4)]
+    assert [u.spread.shape for u in seen.known.values()] == [(2, 8), (2, 4)]
