@@ -38,6 +38,7 @@ class Measured:
         low: (n, c) smallest value.
         high: (n, c) largest value.
         at_high: (n, c) share of pixels that have the largest value.
+        below: (n, c) share of pixels that have the value below that.
         focus: (n, c) share of fine structure (see `fine_structure`); NaN for a constant channel.
     """
 
@@ -46,6 +47,7 @@ class Measured:
     low: np.ndarray
     high: np.ndarray
     at_high: np.ndarray
+    below: np.ndarray
     focus: np.ndarray
 
 
@@ -71,7 +73,7 @@ def measure_images(screen: Screen) -> Measured:
     """Read every image of a screen once."""
     pixels = screen.pixels
     n, (c, h, w) = screen.num_images, screen.shape
-    low, high, mean, at_high, focus = (np.full((n, c), np.nan) for _ in range(5))
+    low, high, mean, at_high, below, focus = (np.full((n, c), np.nan) for _ in range(6))
     content: list[bytes | None] = [None] * n
 
     def one(row: int) -> None:
@@ -79,6 +81,7 @@ def measure_images(screen: Screen) -> Measured:
         low[row], high[row] = image.min((1, 2)), image.max((1, 2))
         mean[row] = image.mean((1, 2))
         at_high[row] = (image == high[row][:, None, None]).mean((1, 2))
+        below[row] = (image == high[row][:, None, None] - 1).mean((1, 2))
         if min(h, w) >= 3:
             focus[row] = fine_structure(image)
         if (low[row] < high[row]).any():
@@ -88,7 +91,9 @@ def measure_images(screen: Screen) -> Measured:
         blocks = [range(start, min(start + 256, n)) for start in range(0, n, 256)]
         for block in track(blocks, "audit (images)"):
             list(pool.map(one, block))
-    return Measured(content=content, mean=mean, low=low, high=high, at_high=at_high, focus=focus)
+    return Measured(
+        content=content, mean=mean, low=low, high=high, at_high=at_high, below=below, focus=focus
+    )
 
 
 def check_images(screen: Screen, roles: Roles) -> list[Finding]:
@@ -134,12 +139,13 @@ def _empty(screen: Screen, roles: Roles, found: Measured) -> Iterator[Finding]:
 
 
 def _saturated(screen: Screen, roles: Roles, found: Measured) -> Iterator[Finding]:
-    """Many pixels at the largest value that the channel has anywhere (12-bit cameras have 4095)."""
+    """Many pixels piled up at the channel's largest value anywhere (12-bit cameras have 4095)."""
     plate = _contexts(screen, roles)
     for index, channel in enumerate(screen.channels):
         full = found.high[:, index] == found.high[:, index].max()
         contrast = found.low[:, index] < found.high[:, index]
-        mask = full & contrast & (found.at_high[:, index] >= SATURATED)
+        piled = found.at_high[:, index] >= np.maximum(SATURATED, 2 * found.below[:, index])
+        mask = full & contrast & piled
         if mask.any():
             units = sorted(set(plate[mask]))
             yield Finding(

@@ -33,10 +33,10 @@ def aggregate(
     Treatments are made of wells, not of images: a well with more images weighs no more.
 
     Metadata columns stay where each group agrees, but for those that name parts of a group: site
-    and object of a well, and plate and well of a treatment. `Metadata_Count` says how many of the given rows are in each (of
-    rows that have such a count: its sum). `Metadata_CellCount` of a well is the sum over its sites
-    (or stays, if all rows of every well say the same), and its number of rows where rows are
-    cells; that of a treatment is the mean over its wells.
+    and object of a well, and plate and well of a treatment. `Metadata_Count` says how many of the
+    given rows are in each (of rows that have such a count: its sum). `Metadata_CellCount` of a well
+    is the sum over its sites (or stays, if all rows of every well say the same), and its number of
+    rows where rows are cells; that of a treatment is the mean over its wells.
 
     Args:
         profiles: Cells, sites or wells.
