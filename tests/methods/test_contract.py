@@ -49,8 +49,10 @@ def test_parts_are_named_and_finite(method, batch):
 def test_loss_does_not_switch_the_mode(method, batch):
     for training in (True, False):
         method.train(training)
+        before = [module.training for module in method.modules()]  # frozen parts stay in eval mode
         method.losses(batch, progress=0.5)
-        assert all(module.training == training for module in method.modules())
+        assert method.training == training
+        assert [module.training for module in method.modules()] == before
 
 
 def test_eval_mode_leaves_buffers_alone(method, batch):
