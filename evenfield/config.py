@@ -119,7 +119,8 @@ class TrainConfig:
 
     Attributes:
         backbone: `cnn-small`, `resnet18`, `resnet50` or another name of `nn.backbones.BACKBONES`.
-        weights: A local file of published weights for the backbone; none = from scratch.
+        weights: A local file of published weights for the backbone; or the folder of a run, whose
+            encoder is taken over (backbone and channels must be the same); none = from scratch.
         stem: What the first convolution of such a file becomes for other channels than its own: the
             `average`, its gain kept, or the file's channels again and again, as `repeat`.
         sampler: What makes a batch: `shuffled` images of all plates; `episodes` of one context;

@@ -82,9 +82,30 @@ def build_method(config: RunConfig, *, num_channels: int, num_classes: int) -> M
         torch.manual_seed(config.train.seed)  # torch draws initial weights from no other source
         channels = num_channels + cls.extra_channels(options)
         backbone, d = build_backbone(config.train.backbone, channels)
-        if config.train.weights is not None:
+        if config.train.weights is not None and is_run(config.train.weights):
+            restore(backbone, encoder_of(config.train.weights), config.train.weights)
+        elif config.train.weights is not None:
             load_weights(backbone, config.train.weights, channels, stem=config.train.stem)
         return cls(options, backbone=backbone, d=d, k=num_classes, c=num_channels)
+
+
+def is_run(path: Path) -> bool:
+    """Whether this is a folder of a run (or a checkpoint in one), not a file of weights alone."""
+    return path.is_dir() or (path.suffix == ".pt" and (path.parent / "run.json").exists())
+
+
+def encoder_of(path: Path) -> dict[str, Tensor]:
+    """The state of the encoder that a run deploys (of self-distillation: the teacher's).
+
+    Args:
+        path: A run's folder, or one of its checkpoint files.
+
+    Raises:
+        InputError: See `load`.
+    """
+    start = "predictor.backbone."
+    state = load(path if path.is_file() else path / "best.pt")["method"]
+    return {key.removeprefix(start): v for key, v in state.items() if key.startswith(start)}
 
 
 def save(path: Path, content: dict[str, Any]) -> None:
@@ -183,7 +204,9 @@ def open_model(path: Path, *, device: torch.device | str = "cpu") -> Model:
 
 def _without_weights(config: dict[str, Any]) -> dict[str, Any]:
     """The configuration without the files of initial weights, which need not exist any more."""
-    options = {name: value for name, value in config["options"].items() if name != "weights"}
+    options = {
+        name: value for name, value in config["options"].items() if not name.endswith("weights")
+    }
     return {**config, "options": options, "train": {**config["train"], "weights": None}}
 
 
