@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from profile_cases import controls_of, fake_profiles, of, treated_of, with_metadata
+from corrector_cases import controls_of, fake_profiles, of, treated_of, with_metadata
 from scipy.integrate import trapezoid
 
 from evenfield.correct import CORRECTORS

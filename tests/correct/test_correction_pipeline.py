@@ -6,7 +6,7 @@ import zipfile
 
 import numpy as np
 import pytest
-from profile_cases import fake_profiles, of, treated_of
+from corrector_cases import fake_profiles, of, treated_of
 
 from evenfield.config import from_dict, to_dict
 from evenfield.correct import (

@@ -9,9 +9,9 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
+from corrector_cases import controls_of, fake_profiles, of, treated_of, with_metadata
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from profile_cases import controls_of, fake_profiles, of, treated_of, with_metadata
 
 from evenfield.config import from_dict, to_dict
 from evenfield.correct import CORRECTORS, Pipeline, apply, load, save

@@ -7,7 +7,7 @@ import warnings
 import numpy as np
 import pandas as pd
 import pytest
-from profile_cases import controls_of, fake_profiles
+from corrector_cases import controls_of, fake_profiles
 
 from evenfield.correct import CORRECTORS
 from evenfield.errors import EvenfieldWarning

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from profile_cases import controls_of, fake_profiles, of, with_metadata
+from corrector_cases import controls_of, fake_profiles, of, with_metadata
 
 from evenfield.correct import CORRECTORS
 from evenfield.errors import EvenfieldWarning, InputError

@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
+from corrector_cases import controls_of, fake_profiles, of, with_metadata
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from profile_cases import controls_of, fake_profiles, of, with_metadata
 from scipy.linalg import fractional_matrix_power
 
 from evenfield.correct import CORRECTORS
