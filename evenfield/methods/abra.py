@@ -6,7 +6,7 @@ was at hand. From there are the four parts: feature statistics as structured unc
 min-max search for the worst batch effect inside them, a strict angular margin, and an alignment of
 distributions against collapse. Every equation and value is ours, and every open choice a setting.
 
-Where this file departs from our own specification, and why:
+Where this file had to choose, and why:
     spreads        They are taken from the clean pass and stay fixed during the search, so that a
                    shift at one place does not widen what is allowed at the next.
     scale          The intensities learn by gradient reversal in the one backward pass; the other
