@@ -65,14 +65,14 @@ def test_lisi(table, role):
 def test_lisi_there_is_too_high_with_many_features():
     """Distances are large and alike: exp(-beta d) is 0 in float32 before beta is large enough."""
     rng = numpy_generator(0, "many features")
-    x, batch = rng.normal(size=(60, 2000)), np.arange(60) % 2
-    found = nearest(x, 29, distance="euclidean")
+    x, batch = rng.normal(size=(192, 4000)), np.arange(192) % 4
+    found = nearest(x, 89, distance="euclidean")
     weight = gaussian_weights(found.distance, 10.0)
     entropy = -(weight * np.log(weight)).sum(1)
     np.testing.assert_allclose(np.exp(entropy), 10, rtol=1e-3)  # as asked
-    ours = lisi(weight, batch[found.index], 2)
+    ours = lisi(weight, batch[found.index], 4)
     theirs = scib.lisi_knn(with_self(found), batch, perplexity=10)
-    assert np.median(theirs) > np.median(ours) + 0.05
+    assert np.median(theirs) > np.median(ours) + 0.2
 
 
 def test_kbet(table):
