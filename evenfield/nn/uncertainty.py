@@ -213,7 +213,8 @@ class Uncertainties(nn.Module):
         if not self.running:
             return diagonal(rows)
         spread = self.get_buffer(f"spread_{place}")
-        spread.lerp_(diagonal(rows).spread, torch.where(self.num_seen == 1, 1.0, 1 - self.ema))
+        newest = torch.where(self.num_seen == 1, 1.0, 1 - self.ema).to(spread.dtype)
+        spread.lerp_(diagonal(rows).spread, newest)
         return Uncertainty(spread.clone())
 
     def scaled(
