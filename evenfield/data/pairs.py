@@ -87,10 +87,14 @@ class Others:
         self._key, self._group, self._place = key, group, place
         order = np.lexsort((group[pool], key[pool]))
         self._sorted = pool[order]
-        self._start, self._end = _runs(key, len(key), self._sorted)
+        self._start, self._end = _runs(key, self._sorted)
         both = _joint(key, group)
-        self._gap_start, self._gap_end = _runs(both, len(key), self._sorted)
-        self._size = (self._end - self._start) - (self._gap_end - self._gap_start)
+        gap_start, gap_end = _runs(both, self._sorted)
+        gap = gap_end - gap_start
+        total = (self._end - self._start) - gap
+        # One row of numbers for each image: a draw reads them together, not from four arrays.
+        self._table = np.stack([self._start, total, gap_start, gap], 1)
+        self._size = total.copy()
         if place is not None:
             here, there = _joint(key, place), _joint(both, place)
             self._size = self._size - _counts(here, pool) + _counts(there, pool)
@@ -98,7 +102,7 @@ class Others:
 
     def num(self, rows: Rows) -> np.ndarray:
         """(n,) how many partners each row has."""
-        return self._size[rows]
+        return self._size.take(rows)
 
     def draw(self, rng: np.random.Generator, rows: Rows) -> Rows:
         """One partner of each row, uniformly; every row must have one."""
@@ -106,7 +110,7 @@ class Others:
         if self._place is None:
             return found
         for _ in range(QUICK_DRAWS):
-            wrong = np.flatnonzero(self._place[found] == self._place[rows])
+            wrong = np.flatnonzero(self._place.take(found) == self._place.take(rows))
             if not len(wrong):
                 return found
             found[wrong] = self._other_group(rng, rows[wrong])
@@ -119,9 +123,10 @@ class Others:
         return found
 
     def _other_group(self, rng: np.random.Generator, rows: Rows) -> Rows:
-        start, gap, past = self._start[rows], self._gap_start[rows], self._gap_end[rows]
-        drawn = start + rng.integers((self._end[rows] - start) - (past - gap))
-        return self._sorted[np.where(drawn >= gap, drawn + (past - gap), drawn)]
+        start, total, gap_start, gap = self._table.take(rows, 0).T
+        # The largest total is far below 2^53: every row has its share to 16 digits.
+        drawn = start + (rng.random(len(rows)) * total).astype(np.int64)
+        return self._sorted.take(drawn + gap * (drawn >= gap_start))
 
 
 class Pairs(Sampler):
@@ -146,6 +151,8 @@ class Pairs(Sampler):
         """(n, 2) anchors and partners of one batch."""
         rows = self._anchors.rows(step)
         rng = numpy_generator(self._seed, "pairs", step)
+        if (self._choices[0].num(rows) > 0).all():
+            return np.stack([rows, self._choices[0].draw(rng, rows)], 1)
         partner, left = rows.copy(), np.arange(len(rows))
         for others in self._choices:
             has = others.num(rows[left]) > 0
@@ -259,7 +266,7 @@ def _joint(one: np.ndarray, other: np.ndarray) -> np.ndarray:
     return np.unique(combined, return_inverse=True)[1]
 
 
-def _runs(code: np.ndarray, num: int, ordered: Rows) -> tuple[np.ndarray, np.ndarray]:
+def _runs(code: np.ndarray, ordered: Rows) -> tuple[np.ndarray, np.ndarray]:
     """For all rows: where the run of their code starts and ends in rows sorted by code.
 
     A row whose code is not there has the empty run 0 to 0.
