@@ -120,8 +120,8 @@ def score_interval(
 ) -> Interval:
     """The mean over ALL items of a score, with an interval from resampling whole units.
 
-    Unlike `interval`, a unit weighs as much as it has items, so that the mean is the number that
-    the score prints (wherever that is a mean over its items).
+    Unlike `interval`, a unit weighs as much as it has items: the mean is the number that the score
+    prints.
 
     Args:
         score: Of a profile metric that has items.
@@ -131,7 +131,7 @@ def score_interval(
         seed: Of the draws.
 
     Raises:
-        InputError: There are no items, or no such column.
+        InputError: There are no items, no such column, or the value is no mean over its items.
     """
     if not len(score.items) or by not in score.items:
         columns = ", ".join(map(str, score.items.columns)) or "nothing"
@@ -141,6 +141,11 @@ def score_interval(
             fix="choose one of these columns",
         )
     values = score.items["score"].to_numpy(np.float64)
+    if score.value is None or abs(values.mean() - score.value) > 1e-6:
+        raise InputError(
+            f"{score.metric} is {score.value}, not the mean of its items ({values.mean():.4g})",
+            fix="repeat the metric on other batches; an interval of another number would mislead",
+        )
     _, code = np.unique(score.items[by].astype(str), return_inverse=True)
     total, count = np.bincount(code, values), np.bincount(code)
     low = high = None

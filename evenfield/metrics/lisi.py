@@ -124,7 +124,9 @@ class Lisi(ProfileMetric):
                 self.name,
             ),
             notes=(f"{k} neighbours, {self.config.distance}, perplexity {k / 3:.3g}",),
-            items=view.profiles.metadata.assign(score=value),
+            items=view.profiles.metadata.assign(
+                score=[self.scaled(float(one), num_names) for one in value]
+            ),
         )
 
 

@@ -193,3 +193,10 @@ def test_interval_keeps_the_printed_value_where_units_differ_in_size():
     assert score_interval(items([1.0, 0.0], ["a", "b"]), "Metadata_Batch").low is None
     with pytest.raises(InputError, match="Metadata_Week"):
         score_interval(score, "Metadata_Week")
+
+
+def test_interval_of_a_median_is_refused(scores):
+    with pytest.raises(InputError, match="not the mean of its items"):
+        score_interval(scores["ilisi"], "Metadata_Batch")
+    found = score_interval(scores["knn"], "Metadata_Batch")
+    assert found.mean == pytest.approx(scores["knn"].value)
