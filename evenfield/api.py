@@ -6,7 +6,7 @@ Nothing heavy is imported before a verb is called, so that imports and `--help` 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -88,7 +88,7 @@ def simulate(
     if config is not None:
         settings = load_config(simulation.SimulationConfig, config)
     else:
-        presets = {
+        presets: dict[str, Callable[[int], simulation.SimulationConfig]] = {
             "demo": simulation.demo_screen,
             "grid": simulation.grid_screen,
             "tiny": simulation.tiny_screen,

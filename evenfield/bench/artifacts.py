@@ -18,8 +18,9 @@ from evenfield.adapt.base import Adapter
 from evenfield.bench.composite import composite
 from evenfield.bench.evaluate import Images, Predictions
 from evenfield.bench.mixes import mixes_of
+from evenfield.data.audit import audit_screen
 from evenfield.data.dataset import Reader
-from evenfield.data.manifest import Roles, check_manifest
+from evenfield.data.manifest import Roles
 from evenfield.data.sampler import ContextRows
 from evenfield.data.split import Split, Units
 from evenfield.data.store import Screen
@@ -33,6 +34,9 @@ from evenfield.train.checkpoint import Model
 
 WHERE = ["Metadata_Source", "Metadata_Batch", "Metadata_Plate", "Metadata_Well", "Metadata_Site"]
 NUM_EMBEDDED = 600
+AUDITED_BYTES = 1 << 31
+"""Up to this size of the pixels the findings of a grid are those of the images, too; for larger
+screens `evenfield audit` tells them."""
 
 
 class Artifacts:
@@ -98,13 +102,18 @@ class Artifacts:
                 "num_rows": len(item.rows),
                 "units": list(item.units),
             }
-            for item in check_manifest(manifest, roles)
+            for item in audit_screen(screen, roles, images=self._reads_images())
         ]
         files = [
             self._write(base, "screen", ".json", _json(about), screen.fingerprint),
             self._write(base, "findings", ".json", _json(findings), screen.fingerprint),
         ]
         append(self.out, [replace(item, extra={**item.extra, "cell_size": 2}) for item in files])
+
+    def _reads_images(self) -> bool:
+        """Whether the audit reads the pixels: not of a large screen, each time a grid goes on."""
+        num = self._screen.num_images * int(np.prod(self._screen.shape))
+        return num * self._screen.dtype.itemsize <= AUDITED_BYTES
 
     def predictions(
         self, base: Record, predictions: Predictions, coded: Units, screen: Screen

@@ -12,7 +12,7 @@ from evenfield.data.names import CONTROL_TYPES, NEGCON, as_text, is_position, is
 from evenfield.data.roles import KEY, Finding, Roles, some
 
 FEW_CONTROLS = 8
-"""Below this many control images the statistics of a plate's controls are mostly noise."""
+"""Below this many rows of controls (images; wells of a table) their statistics are mostly noise."""
 
 CONFOUNDED = 0.3
 """From this Cramer's V on, label and domain count as confounded."""
@@ -203,10 +203,10 @@ def _few_controls(manifest: pd.DataFrame, roles: Roles) -> Iterator[Finding]:
             severity="warning",
             check="few-controls",
             message=f"{len(few)} of {len(counts)} units of {roles.context} have fewer than "
-            f"{FEW_CONTROLS} control images: {some(listed)}",
+            f"{FEW_CONTROLS} rows of controls: {some(listed)}",
             rows=_rows(manifest[roles.context].isin(few)),
             breaks="statistics of so few controls are mostly noise",
-            fix="add control images or crops, or share controls over a larger context",
+            fix="add controls (wells, images or crops), or share controls over a larger context",
             units=tuple(map(str, few)),
         )
 

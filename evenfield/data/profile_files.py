@@ -104,14 +104,22 @@ def _anndata(path: Path) -> pd.DataFrame:
             fix="pip install anndata, or give the profiles as Parquet",
         ) from error
     read = anndata.read_zarr if path.is_dir() else anndata.read_h5ad
-    data = read(path)
+    return table_of(read(path), path.name)
+
+
+def table_of(data: Any, name: str) -> pd.DataFrame:
+    """AnnData as one wide table; what `var` says is no feature becomes metadata.
+
+    Raises:
+        InputError: `obs` names neither plate and well nor a treatment.
+    """
     obs = data.obs.reset_index(drop=True)
     obs.columns = [house_name(c if is_metadata(c) else PREFIX + c) for c in map(str, obs.columns)]
     wells = {PREFIX + "Plate", PREFIX + "Well"} <= set(obs.columns)
     treatments = [PREFIX + word for word in ("Treatment", "Perturbation", "Compound")]
     if not wells and not any(name in obs for name in treatments):
         raise InputError(
-            f"{path.name} names neither plate and well nor a treatment; its obs has "
+            f"{name} names neither plate and well nor a treatment; its obs has "
             f"{some(list(obs.columns), 8) or 'no column'}",
             fix="add the obs columns Metadata_Plate and Metadata_Well (or Plate and Well)",
         )

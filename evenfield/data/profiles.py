@@ -11,17 +11,20 @@ import re
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import pandas as pd
 
 from evenfield.data.names import as_text, control_types, has_controls, is_well, normalise_well
-from evenfield.data.profile_files import PREFIX, house_name, read_table
+from evenfield.data.profile_files import PREFIX, house_name, read_table, table_of
 from evenfield.data.roles import KEY, some
 from evenfield.errors import EvenfieldWarning, InputError
 from evenfield.files import whole
 from evenfield.types import Profiles
+
+if TYPE_CHECKING:
+    from anndata import AnnData
 
 _IDENTIFIERS = frozenset(
     {
@@ -69,7 +72,47 @@ def read_profiles(
     if not paths:
         raise InputError("no table of profiles is given", fix="give at least one file")
     where = str(paths[0]) if len(paths) == 1 else f"{len(paths)} tables ({paths[0].name}, ...)"
-    parts = [_parted(read_table(each), each, positions) for each in paths]
+    return _accepted(
+        [_parted(read_table(each), each, positions) for each in paths],
+        where,
+        missing=missing,
+        repeated=repeated,
+        positions=positions,
+    )
+
+
+def from_anndata(
+    data: AnnData,
+    *,
+    missing: Literal["error", "keep"] = "error",
+    repeated: Literal["error", "keep"] = "error",
+    positions: Literal["leave", "keep"] = "leave",
+) -> Profiles:
+    """Profiles from AnnData in memory, whose `obs` has the prefix `Metadata_` or strips it.
+
+    Args:
+        data: Features in `X`; columns that `var["is_feature"]` denies become metadata.
+        missing: See `read_profiles`.
+        repeated: See `read_profiles`.
+        positions: See `read_profiles`.
+
+    Raises:
+        InputError: `obs` names neither plate and well nor a treatment; and as `read_profiles`.
+    """
+    where = "the AnnData"
+    parts = [_parted(table_of(data, where), Path(where), positions)]
+    return _accepted(parts, where, missing=missing, repeated=repeated, positions=positions)
+
+
+def _accepted(
+    parts: list[tuple[pd.DataFrame, pd.DataFrame]],
+    where: str,
+    *,
+    missing: str,
+    repeated: str,
+    positions: str,
+) -> Profiles:
+    """Tables in the house's form as one, if it holds what it may hold."""
     if positions == "leave":
         _tell_positions(parts, where)
     profiles = _stacked(parts, where)
@@ -234,7 +277,7 @@ def _stacked(parts: list[tuple[pd.DataFrame, pd.DataFrame]], where: str) -> Prof
             f"{where}: {lost} feature(s) are not in all of them and are left out; {len(shared)} "
             "stay",
             EvenfieldWarning,
-            stacklevel=3,
+            stacklevel=4,
         )
     kinds = {dtype for table in tables for dtype in table[shared].dtypes}
     narrow = all(dtype.kind == "f" and dtype.itemsize <= 4 for dtype in kinds)
@@ -255,7 +298,7 @@ def _tell_positions(parts: list[tuple[pd.DataFrame, pd.DataFrame]], where: str) 
             f"{where}: {len(told)} column(s) tell positions or numbers of objects, not what they "
             f"are like, and are metadata now ({some(told, 3)}); positions='keep' keeps them",
             EvenfieldWarning,
-            stacklevel=3,
+            stacklevel=4,
         )
 
 

@@ -1,6 +1,7 @@
 """The audit: each finding on a screen or table that has the fault, and none on one that has not."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -12,7 +13,7 @@ from evenfield.data.checks import check_manifest
 from evenfield.data.design import check_design
 from evenfield.data.image_checks import fine_structure
 from evenfield.data.manifest import Roles, prepare_manifest
-from evenfield.data.profiles import write_profiles
+from evenfield.data.profiles import read_profiles, write_profiles
 from evenfield.data.simulation.config import LayoutConfig, SimulationConfig
 from evenfield.data.simulation.plan import layout
 from evenfield.data.store import Screen, ScreenWriter
@@ -287,3 +288,19 @@ def test_the_exit_code_follows_the_severity(tmp_path, capsys):
     assert "constant-features" in set(told["check"])
     assert "What to do" in capsys.readouterr().out
     assert run(["audit", str(tmp_path / "none.parquet")]) == 2
+
+
+@pytest.mark.real
+def test_what_is_known_of_bbbc021_is_found():
+    folder = Path(__file__).parents[2].parent / "shared" / "data" / "bbbc021_profiles"
+    if not folder.is_dir():
+        pytest.skip("the profiles of BBBC021 do not lie beside the checkout")
+    profiles = read_profiles(folder / "bbbc021_wells.parquet", positions="keep")
+    found = {f.check: f for f in audit_profiles(profiles, replace(Roles(), label="Metadata_MoA"))}
+    # Every treatment was made in one week, always in the same wells, doses in a row.
+    assert "103 of 103 treatments" in found["treatment-in-one-domain"].message
+    assert len(found["treatment-in-one-domain"].rows) == 302
+    assert "103 of 103 treatments" in found["treatment-tied-to-position"].message
+    assert "dose-tied-to-position" in found
+    assert len(found["few-controls"].units) == 55  # 6 wells on each plate
+    assert "copies" not in found

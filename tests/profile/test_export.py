@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from evenfield.data.profiles import read_profiles, write_profiles
+from evenfield.data.profiles import from_anndata, read_profiles, write_profiles
 from evenfield.errors import InputError
 from evenfield.profile.anndata import to_anndata
 from evenfield.profile.export import FEATURES, export_profiles
@@ -156,6 +156,16 @@ def test_the_layout_of_cell_painting_io():
     ]  # fmt: skip
     assert data.var["n_channels"].dtype == np.int8
     assert not data.uns
+
+
+@pytest.mark.parametrize("layout", ["mantispy", "cell-painting-io"])
+def test_anndata_in_memory_comes_back(layout):
+    profiles = wells()
+    same(profiles, from_anndata(to_anndata(profiles, layout=layout)))
+    bare = to_anndata(profiles, layout=layout)
+    bare.obs = bare.obs[[]]
+    with pytest.raises(InputError, match="names neither plate and well nor a treatment"):
+        from_anndata(bare)
 
 
 def test_rows_are_named_by_what_they_are():
