@@ -11,6 +11,13 @@ PAIRS = {"2.13": "0.28", "2.12": "0.27", "2.11": "0.26"}
 """torch release: the torchvision release that is built for it."""
 
 
+def num_cores() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def examine() -> list[tuple[str, str, str]]:
     """(what, value, advice) for everything that decides speed or breaks imports."""
     import torch

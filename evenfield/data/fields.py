@@ -88,8 +88,11 @@ def flatten(image: np.ndarray, light: np.ndarray) -> np.ndarray:
     >>> flatten(np.array([[[10, 65535]]], np.uint16), np.array([[[4.0, 0.5]]])).tolist()
     [[[2, 65535]]]
     """
-    flat = image / light
     if image.dtype.kind == "f":
-        return flat
-    limits = np.iinfo(image.dtype)
-    return np.clip(np.rint(flat), limits.min, limits.max).astype(image.dtype)
+        return image / light
+    flat, limits = np.empty_like(image), np.iinfo(image.dtype)
+    for plane, function, out in zip(image, light, flat, strict=True):
+        values = plane / function
+        np.rint(values, out=values)
+        out[...] = np.clip(values, limits.min, limits.max, out=values)
+    return flat

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -24,6 +23,7 @@ from evenfield.data.process import apply
 from evenfield.data.screen import Screen
 from evenfield.data.sources.base import SOURCES, Listing
 from evenfield.data.store import ScreenWriter
+from evenfield.environment import num_cores
 from evenfield.errors import EvenfieldWarning, InputError
 from evenfield.progress import Bar, track
 
@@ -68,7 +68,7 @@ def ingest(
     require(check_manifest(fields, roles or Roles()))
     for note in listing.notes:
         warnings.warn(note, EvenfieldWarning, stacklevel=2)
-    num_workers = workers or _num_cores()
+    num_workers = workers or num_cores()
     decoder = _Decoder(listing, fields)
     if listing.process.illumination:
         with _pool(num_workers) as pool:
@@ -253,12 +253,6 @@ def _finish(writer: ScreenWriter, name: str) -> None:
             bar.update(seen, total, "statistics, checksums")
 
         writer.finish(tick)
-
-
-def _num_cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 @contextmanager

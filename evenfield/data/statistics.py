@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -11,6 +14,7 @@ import pandas as pd
 
 from evenfield.data.names import NEGCON
 from evenfield.data.roles import Roles
+from evenfield.environment import num_cores
 
 COLUMNS = (
     "Metadata_Source", "Metadata_Plate", "channel", "subset", "num_images",
@@ -60,7 +64,8 @@ def measure(
 ) -> tuple[pd.DataFrame, str]:
     """Statistics per plate and channel, all images and controls only, and the pixels' checksum.
 
-    One plate's histograms are held at a time: 2 subsets x channels x levels, a few MB.
+    One plate's histograms are held at a time: 2 subsets x channels x levels, a few MB. Blocks of
+    images are read, hashed and counted in threads; sums of integers do not depend on their order.
 
     Args:
         pixels: (N, C, H, W) uint8 or uint16, mostly a memory map.
@@ -78,35 +83,48 @@ def measure(
     digests = np.zeros((len(manifest), 32), np.uint8)
     table: list[dict[str, Any]] = []
     plates: dict[Any, Any] = dict(manifest.groupby(["Metadata_Source", "Metadata_Plate"]).indices)
-    for key, rows in sorted(plates.items(), key=lambda item: item[0]):
-        source, plate = key
-        histogram = np.zeros((2, len(channels), levels), np.int64)
-        numbers = np.zeros(2, np.int64)
-        for subset, part in _blocks(rows, is_control, pixels[:1].nbytes):
-            images = np.ascontiguousarray(pixels[part])
-            for row, image in zip(part, images, strict=True):
-                digests[row] = np.frombuffer(hashlib.sha256(image).digest(), np.uint8)
-            for channel in range(len(channels)):
-                flat = np.ascontiguousarray(images[:, channel]).reshape(-1)
-                histogram[subset, channel] += np.bincount(flat, minlength=levels)
-            numbers[subset] += len(part)
-            tick(len(part))
-        histogram[0] += histogram[1]
-        numbers[0] += numbers[1]
-        for subset, name in enumerate(("all", "controls")):
-            if numbers[subset]:
-                table.extend(
-                    {
-                        "Metadata_Source": source,
-                        "Metadata_Plate": plate,
-                        "channel": channel,
-                        "subset": name,
-                        "num_images": int(numbers[subset]),
-                        **summarise(histogram[subset, index]),
-                    }
-                    for index, channel in enumerate(channels)
-                )
+    lock = Lock()
+
+    def add(histogram: np.ndarray, block: tuple[int, np.ndarray]) -> int:
+        subset, part = block
+        images = np.ascontiguousarray(pixels[part])
+        for row, image in zip(part, images, strict=True):
+            digests[row] = np.frombuffer(hashlib.sha256(image).digest(), np.uint8)
+        for channel in range(len(channels)):
+            counts = np.bincount(images[:, channel].reshape(-1), minlength=levels)
+            with lock:
+                histogram[subset, channel] += counts
+        return len(part)
+
+    with ThreadPoolExecutor(num_cores(), thread_name_prefix="measure") as pool:
+        for key, rows in sorted(plates.items(), key=lambda item: item[0]):
+            histogram = np.zeros((2, len(channels), levels), np.int64)
+            numbers = np.zeros(2, np.int64)
+            blocks = list(_blocks(rows, is_control, pixels[:1].nbytes))
+            done = pool.map(partial(add, histogram), blocks)
+            for (subset, _), num in zip(blocks, done, strict=True):
+                numbers[subset] += num
+                tick(num)
+            histogram[0] += histogram[1]
+            numbers[0] += numbers[1]
+            table += _rows(key, channels, histogram, numbers)
     return pd.DataFrame(table, columns=list(COLUMNS)), hashlib.sha256(digests.tobytes()).hexdigest()
+
+
+def _rows(
+    plate: tuple[str, str], channels: tuple[str, ...], histogram: np.ndarray, numbers: np.ndarray
+) -> Iterator[dict[str, Any]]:
+    """A plate's rows of the table: channels of all images, then of its controls if it has some."""
+    for subset, name in enumerate(("all", "controls")):
+        for index, channel in enumerate(channels if numbers[subset] else ()):
+            yield {
+                "Metadata_Source": plate[0],
+                "Metadata_Plate": plate[1],
+                "channel": channel,
+                "subset": name,
+                "num_images": int(numbers[subset]),
+                **summarise(histogram[subset, index]),
+            }
 
 
 def _blocks(

@@ -18,9 +18,13 @@ from gallery_miniature import (
     write_tables,
 )
 
+from evenfield.cli import run
 from evenfield.data.ingest import ingest
+from evenfield.data.jump_tables import read_jump_tables
 from evenfield.data.manifest import Roles, check_manifest, prepare_manifest
+from evenfield.data.mechanisms import mechanism_classes, read_hub
 from evenfield.data.process import Process
+from evenfield.data.screen import Screen
 from evenfield.data.sources import SOURCES
 from evenfield.data.tree import Tree
 from evenfield.errors import EvenfieldWarning, InputError
@@ -304,3 +308,21 @@ def test_layout_of_target2_plates_is_checked(gallery):
     found = listing(gallery, check_layout=True)
     assert any("3 of 3 Target-2 plates have not 384 wells" in note for note in found.notes)
     assert any("source_3/JCPQC016 (4, 1)" in note for note in found.notes)
+
+
+def test_from_the_hub_to_labels_by_the_command_line(gallery, tmp_path):
+    """What docs/jump.md says, in small: hub files, classes, one command."""
+    (tmp_path / "drugs.txt").write_text("!\npert_iname\tmoa\na\tCDK inhibitor\nb\tCDK inhibitor\n")
+    keys = {letter: f"{letter.upper() * 14}-SALT-N" for letter in "ab"}
+    lines = [f"{name}\t{key}\n" for name, key in keys.items()]
+    (tmp_path / "samples.txt").write_text("!\npert_iname\tInChIKey\n" + "".join(lines))
+    hub = read_hub(tmp_path / "drugs.txt", tmp_path / "samples.txt")
+    library = read_jump_tables(gallery[1]).perturbations["compound"].Metadata_InChIKey
+    mechanism_classes(library, hub).to_csv(tmp_path / "classes.csv", index=False)
+    command = ["ingest", "jump", str(tmp_path / "screen"), "--folder", str(gallery[0]), "--tables"]
+    command += [str(gallery[1]), "--mechanisms", str(tmp_path / "classes.csv"), "--quiet"]
+    command += ["--sources", "source_3", "--illumination", "off", "--no-check-layout"]
+    assert run(command) == 0
+    manifest = Screen.open(tmp_path / "screen").manifest
+    label = dict(zip(manifest.Metadata_Well, manifest.Metadata_Label, strict=True))
+    assert label == {"A01": "CDK inhibitor", "A02": "", "B01": "CDK inhibitor", "B02": ""}
