@@ -1,19 +1,19 @@
 """Profiles as AnnData, in the two layouts that other packages read.
 
-`mantispy` (schema 1.0) keeps the prefix `Metadata_` in `obs`, wants ten columns in `var` and its
-stamp in `uns`; `cell-painting-io` strips the prefix and names the index of `var`. One file cannot
-be both: the first wants a var column `feature`, the second an index of that name, and AnnData does
-not write the pair.
+`mantispy` (schema 2.0, of its release 0.1) keeps the prefix `Metadata_` in `obs`, wants eleven
+columns in `var` and its stamp in `uns`; `cell-painting-io` strips the prefix and names the index of
+`var`. One file cannot be both: the first wants a var column `feature`, the second an index of that
+name, and AnnData does not write the pair.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
 
-from evenfield.data.names import NEGCON, as_text
+from evenfield.data.names import as_text
 from evenfield.data.roles import some
 from evenfield.errors import InputError
 from evenfield.types import Profiles
@@ -26,10 +26,10 @@ PREFIX = "Metadata_"
 _KEY = ("Metadata_Plate", "Metadata_Well", "Metadata_Site", "Metadata_Object")
 _MANTISPY = {
     "Metadata_Perturbation": "Metadata_Treatment",
-    "Metadata_Control_Type": "Metadata_ControlType",
     "Metadata_CellLine": "Metadata_CellType",
 }
 _WORDS = ("object", "feature_group", "feature", "channel", "radial_bin", "params")
+_COMPARTMENTS = ("Cells_", "Cytoplasm_", "Nuclei_", "Image_")
 _NUMBERS = ("scale", "angle", "gray_levels")
 
 
@@ -41,8 +41,8 @@ def to_anndata(
     Rows are named plate:well, with site and object behind where rows are sites or cells; those of
     treatments by their treatment. Where two sources have a plate of one name, the source stands in
     front. In the layout `mantispy` its columns stand beside ours: `Metadata_Perturbation`,
-    `Metadata_Control` (true for negative controls), `Metadata_Control_Type`, `Metadata_CellLine`
-    and, if a column of mechanisms is named, `Metadata_MOA`.
+    `Metadata_Control_Type` (negcon, poscon, treatment, empty), `Metadata_Control` (true for all but
+    treatments), `Metadata_CellLine` and, if a column of mechanisms is named, `Metadata_MOA`.
 
     Args:
         profiles: Cells, sites, wells or treatments.
@@ -72,7 +72,8 @@ def to_anndata(
         if ours in told and theirs not in told:
             told[theirs] = told[ours]
     if "Metadata_ControlType" in told:
-        told["Metadata_Control"] = (told["Metadata_ControlType"] == NEGCON).astype(bool)
+        told["Metadata_Control_Type"] = told["Metadata_ControlType"].replace({"trt": "treatment"})
+        told["Metadata_Control"] = (told["Metadata_Control_Type"] != "treatment").astype(bool)
     if mechanism is not None:
         if mechanism not in told:
             raise InputError(
@@ -81,17 +82,35 @@ def to_anndata(
             )
         told["Metadata_MOA"] = told[mechanism]
     told.index = pd.Index(names, name="treatment" if resolution == "perturbation" else "well")
-    stamp = {"schema_version": "1.0", "resolution": "cell" if resolution == "site" else resolution}
+    stamp: dict[str, Any] = {"schema_version": "2.0", **_resolution(told, resolution)}
+    if "Metadata_Perturbation" in told:
+        stamp["perturbation"] = {"column": "Metadata_Perturbation"}
     return anndata.AnnData(
         X=x, obs=told, var=_var_of_mantispy(profiles.names), uns={"mantispy": stamp}
     )
 
 
-def resolution_of(profiles: Profiles) -> Literal["cell", "site", "well", "perturbation"]:
-    """What a row is, told by the columns and their repeats.
+def _resolution(told: pd.DataFrame, resolution: str) -> dict[str, Any]:
+    """Resolution and grouping in mantispy's words; cells get the columns that name them there.
 
-    mantispy knows no sites; they are handed on as its `cell`: rows below the well.
+    It knows no sites: they are an aggregate by plate, well and site.
     """
+    if resolution == "cell":
+        place = [column for column in ("Metadata_Source", *_KEY[:3]) if column in told]
+        told["Metadata_ImageID"] = told[place].astype(str).agg(":".join, axis=1)
+        told["Metadata_ObjectType"] = "Cells"
+        told["Metadata_ObjectNumber"] = told["Metadata_Object"]
+        return {"resolution": "object", "grouped_by": []}
+    if resolution == "perturbation":
+        names = [c for c in ("Metadata_Perturbation", "Metadata_Compound") if c in told]
+        return {"resolution": "aggregate", "grouped_by": names[:1]}
+    if resolution == "site":
+        return {"resolution": "aggregate", "grouped_by": list(_KEY[:3])}
+    return {"resolution": "well", "grouped_by": list(_KEY[:2])}
+
+
+def resolution_of(profiles: Profiles) -> Literal["cell", "site", "well", "perturbation"]:
+    """What a row is, told by the columns and their repeats."""
     metadata = profiles.metadata
     if not {"Metadata_Plate", "Metadata_Well"} <= set(metadata.columns):
         return "perturbation"
@@ -173,13 +192,16 @@ def _empty_words(num: int) -> pd.Categorical:
 
 
 def _var_of_mantispy(names: tuple[str, ...]) -> pd.DataFrame:
-    """Its ten columns, empty rather than guessed: a learned feature has no channel or scale."""
+    """Its eleven columns, empty rather than guessed: a learned feature has no channel or scale."""
     var = pd.DataFrame(index=pd.Index(names))
     for column in _WORDS:
         var[column] = _empty_words(len(names))
     for column in _NUMBERS:
         var[column] = np.full(len(names), np.nan)
     var["is_feature"] = True
+    measured = [name.startswith(_COMPARTMENTS) for name in names]
+    kind = np.where(measured, "measurement", "embedding")
+    var["feature_kind"] = pd.Categorical(kind)
     return var
 
 

@@ -6,6 +6,7 @@ import pytest
 
 from evenfield.data.profiles import from_anndata, read_profiles, write_profiles
 from evenfield.errors import InputError
+from evenfield.profile.aggregate import aggregate
 from evenfield.profile.anndata import to_anndata
 from evenfield.profile.export import FEATURES, export_profiles
 from evenfield.seeds import numpy_generator
@@ -128,20 +129,36 @@ def test_scanpy_takes_the_file_and_its_types_are_those_of_mantispy(tmp_path):
     assert data.var.index.name is None
     assert list(data.var.columns) == [
         "object", "feature_group", "feature", "channel", "radial_bin", "params",
-        "scale", "angle", "gray_levels", "is_feature",
+        "scale", "angle", "gray_levels", "is_feature", "feature_kind",
     ]  # fmt: skip
     for column in data.var.columns[:6]:
         assert isinstance(data.var[column].dtype, pd.CategoricalDtype)
         assert data.var[column].isna().all()
     assert data.var["is_feature"].dtype == bool
     assert data.var["is_feature"].all()
-    assert dict(data.uns["mantispy"]) == {"schema_version": "1.0", "resolution": "well"}
+    assert set(data.var["feature_kind"]) == {"embedding"}
+    stamp = data.uns["mantispy"]
+    assert (stamp["schema_version"], stamp["resolution"]) == ("2.0", "well")
+    assert list(stamp["grouped_by"]) == ["Metadata_Plate", "Metadata_Well"]
+    assert stamp["perturbation"] == {"column": "Metadata_Perturbation"}
+    assert set(data.obs["Metadata_Control_Type"]) == {"negcon", "treatment"}
     control = data.obs["Metadata_Control"]
     assert control.dtype == bool
     assert (control == (profiles.metadata["Metadata_ControlType"] == "negcon").to_numpy()).all()
     assert list(data.obs["Metadata_Perturbation"]) == list(profiles.metadata["Metadata_Treatment"])
     assert data.obs["Metadata_MOA"].iloc[2] == "m-x"
     scanpy.pp.pca(data, n_comps=2)
+
+
+@pytest.mark.parametrize("level", ["cell", "well", "treatment"])
+def test_mantispy_validates_the_layout(level):
+    validate = pytest.importorskip("mantispy.io", reason="needs Python 3.12").validate
+    profiles = {
+        "cell": cells(wells()), "well": wells(), "treatment": aggregate(wells(), "treatment"),
+    }[level]  # fmt: skip
+    found = validate(to_anndata(profiles, mechanism="Metadata_Label"))
+    assert not found.errors
+    assert not found.warnings
 
 
 def test_the_layout_of_cell_painting_io():
@@ -171,7 +188,9 @@ def test_anndata_in_memory_comes_back(layout):
 def test_rows_are_named_by_what_they_are():
     some = cells(wells())
     assert to_anndata(some).obs_names[1] == "000:A01:1:2"
-    assert to_anndata(some).uns["mantispy"]["resolution"] == "cell"
+    assert to_anndata(some).uns["mantispy"]["resolution"] == "object"
+    image = to_anndata(some).obs[["Metadata_ImageID", "Metadata_ObjectNumber"]]
+    assert not image.duplicated().any()
     sites = some[(some.metadata["Metadata_Object"] == "1").to_numpy()]
     sites.metadata["Metadata_Object"] = "0"
     assert to_anndata(sites).obs_names[1] == "000:A01:2"
@@ -182,7 +201,8 @@ def test_rows_are_named_by_what_they_are():
     )  # fmt: skip
     data = to_anndata(treatments)
     assert list(data.obs_names) == ["DMSO", "x", "y"]
-    assert data.uns["mantispy"]["resolution"] == "perturbation"
+    assert data.uns["mantispy"]["resolution"] == "aggregate"
+    assert data.uns["mantispy"]["grouped_by"] == ["Metadata_Perturbation"]
     two = wells(Metadata_Source=["1"] * 8 + ["2"] * 8, Metadata_Plate="p")
     assert to_anndata(two).obs_names[8] == "2:p:A01"
     with pytest.raises(InputError, match=r"8 name\(s\) of rows are not unique: 1:p:A01"):
