@@ -116,7 +116,10 @@ def predict_plates(
     else:
         rule = choose(model, adapter, options)
     tables = []
-    for context in track(list(plates(screen, model, reader.coded)), f"predict ({rule.name})"):
+    todo = list(plates(screen, model, reader.coded))
+    if index is not None and "online" in index:  # a stream's plates need not be all of a screen's
+        todo = [context for context in todo if context.name in index["plates"]]
+    for context in track(todo, f"predict ({rule.name})"):
         if index is not None:
             state = _state_of(adapted, index, context.name)
             fitted = rule.restore(model.method.predictor, state)

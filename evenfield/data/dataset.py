@@ -85,6 +85,10 @@ class Reader:
             local=self.needs.local_views,
         )
 
+    def labels(self, rows: np.ndarray) -> np.ndarray:
+        """(n,) class codes of rows."""
+        return self.coded.label[rows]
+
     def batch(self, rows: np.ndarray, *, seed: int = 0, train: bool = False) -> Batch:
         """A batch of rows; the labels of controls are unknown by construction of `Units`.
 
@@ -113,7 +117,7 @@ class Reader:
         with_views = train and self.needs.views
         return Batch(
             image=large[:, 0] if with_views else self.images(first, seed=seed, train=train),
-            label=tensor(self.coded.label[first]),
+            label=tensor(self.labels(first)),
             is_control=tensor(self.coded.is_control[first]),
             context=tensor(self.coded.context[first]),
             domain=tensor(self.coded.domain[first]),
