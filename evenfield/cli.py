@@ -22,6 +22,7 @@ from evenfield import __version__, api
 from evenfield.config import RoleChoice, SplitConfig, TrainConfig, View, to_dict
 from evenfield.errors import EvenfieldError
 from evenfield.progress import set_quiet
+from evenfield.train.online_config import OnlineConfig
 
 OUT = Console(soft_wrap=True, highlight=False)
 ERR = Console(stderr=True, soft_wrap=True, highlight=False)
@@ -35,6 +36,7 @@ VERBS = {
     "audit": "what the design of a screen or table cannot support, before anyone trains",
     "train": "train a model on some batches",
     "adapt": "adapt a model to new plates, without labels",
+    "online": "let an encoder follow new plates as they arrive, without labels (CODA)",
     "predict": "predict new plates: labels, probabilities, uncertainty, shift of each plate",
     "embed": "features of every image from a model, adapted plate by plate where asked",
     "correct": "fit a correction of profiles, and apply it to plates that come later",
@@ -195,6 +197,35 @@ def _adapt(
     api.adapt(run, screen, out, adapter=adapter, device=device)
     if not quiet:
         OUT.print(f"Adapted states: [bold]{escape(str(out))}[/bold] (use: predict --adapted)")
+    return 0
+
+
+def _online(
+    pretrained: Annotated[Path, *_place("PRETRAINED")],
+    classifier: Annotated[Path, *_place("CLASSIFIER")],
+    screen: ScreenFolder,
+    out: Out,
+    *,
+    online: OnlineConfig = OnlineConfig(),  # noqa: B008
+    after: Path | None = None,
+    quiet: Quiet = False,
+) -> int:
+    """Let an encoder follow new plates by self-supervision; no label is needed, none is read.
+
+    Args:
+        pretrained: A run of `dino` on the source.
+        classifier: A run of `frozen` with --train.weights PRETRAINED.
+        screen: The new plates.
+        out: Folder for one state an arrival; goes on where a killed call stopped.
+        after: A folder of an earlier call, from whose last state this one starts.
+        quiet: Print nothing but errors.
+    """
+    api.online(pretrained, classifier, screen, out, config=online, after=after)
+    if not quiet:
+        OUT.print(
+            f"Adapted states: [bold]{escape(str(out))}[/bold] (next: evenfield predict "
+            f"{escape(str(classifier))} {escape(str(screen))} FILE --adapted {escape(str(out))})"
+        )
     return 0
 
 
@@ -622,6 +653,7 @@ SIMPLE: dict[str, Callable[..., int]] = {
     "simulate": _simulate,
     "audit": _audit,
     "adapt": _adapt,
+    "online": _online,
     "predict": _predict,
     "embed": _embed,
     "export": _export,
@@ -635,7 +667,7 @@ SIMPLE: dict[str, Callable[..., int]] = {
 
 PRESET_NAMES = (
     "demo", "regimes", "fairness", "siblings", "bbbc021-mechanisms", "bbbc021-taxol",
-    "camelyon17-erm", "camelyon17-baselines", "camelyon17-contrimix",
+    "robust", "abra-ablation", "camelyon17-erm", "camelyon17-baselines", "camelyon17-contrimix",
     "rxrx1-wilds-erm", "rxrx1-wilds-baselines", "rxrx1-wilds-abra",
 )  # fmt: skip
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 from evenfield.bench.grid import AdapterChoice, Arm, GridConfig
 from evenfield.config import SplitConfig, TrainConfig, View
@@ -24,9 +25,9 @@ TIMES = 3
 """How many times the epochs of ERM its controls of equal compute get: a step of ContriMix with two
 mixes, or of ABRA with one inner step, costs about as many steps of ERM."""
 COLOUR = View(colour=0.4)
-MIXES = {"num_mixes": 2, "num_attributes": 5, "absorbance": False, "width": 0.25}
+MIXES: dict[str, Any] = {"num_mixes": 2, "num_attributes": 5, "absorbance": False, "width": 0.25}
 """ContriMix for fluorescence, small enough for two cores."""
-MARGIN = {"s": 10.0, "m": 0.1}
+MARGIN: dict[str, Any] = {"s": 10.0, "m": 0.1}
 """Of the margin heads: 8 classes in 480 steps do not take the published 30 and 0.3."""
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import fields
+from typing import Any
 
 from evenfield.data.simulation.config import EffectConfig, LayoutConfig, Levels, SimulationConfig
 
@@ -77,7 +78,7 @@ def effect_screen(kind: str, seed: int = 0) -> SimulationConfig:
         )
 
     usual = EffectConfig()
-    levels = {
+    levels: dict[str, Any] = {
         item.name: times(getattr(usual, item.name)) if item.name in names else Levels()
         for item in fields(EffectConfig)
         if item.name != "channel_correlation"
