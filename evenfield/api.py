@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from evenfield.data.store import Screen
     from evenfield.report.tables import Row
     from evenfield.train.checkpoint import Model
+    from evenfield.train.online_config import OnlineConfig
     from evenfield.types import Profiles
 
 SimulationPreset = Literal[
@@ -263,6 +264,54 @@ def adapt(
     return adapt_plates(
         _model(run, device), open_screen(screen), Path(out), adapter, dict(options or {})
     )
+
+
+def online(
+    pretrained: Path | str,
+    classifier: Path | str,
+    screen: Path | str,
+    out: Path | str,
+    *,
+    config: OnlineConfig | None = None,
+    after: Path | str | None = None,
+) -> Path:
+    """Let an encoder follow new plates by self-supervision (CODA, ODA), or go on after a kill.
+
+    Args:
+        pretrained: A run of `dino` on the source.
+        classifier: A run of `frozen` on its encoder (`--train.weights PRETRAINED`).
+        screen: The new plates; labels are not needed and not read.
+        out: Folder for one state an arrival.
+        config: The settings; none = the released ones.
+        after: A folder of an earlier call, whose last state is where this one starts.
+
+    Returns:
+        The folder; `predict` takes it as `adapted`, with `classifier` as the run.
+
+    Raises:
+        InputError: The runs do not belong together, or the screen does not fit.
+    """
+    from evenfield.bench.stream import follow
+    from evenfield.progress import Bar
+    from evenfield.train.loop import parts_text
+    from evenfield.train.online_config import OnlineConfig
+
+    settings = config or OnlineConfig()
+    with Bar("online") as bar:
+
+        def show(name: str, step: int, total: int, parts: dict[str, float]) -> None:
+            bar.update(step, total, f"{name}  {parts_text(parts)}")
+
+        follow(
+            _model(pretrained, settings.device),
+            _model(classifier, settings.device),
+            open_screen(screen),
+            Path(out),
+            settings,
+            after=None if after is None else Path(after),
+            on_progress=show,
+        )
+    return Path(out)
 
 
 def predict(

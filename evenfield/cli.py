@@ -217,6 +217,7 @@ def _online(
         classifier: A run of `frozen` with --train.weights PRETRAINED.
         screen: The new plates.
         out: Folder for one state an arrival; goes on where a killed call stopped.
+        online: How it follows.
         after: A folder of an earlier call, from whose last state this one starts.
         quiet: Print nothing but errors.
     """
