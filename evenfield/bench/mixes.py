@@ -38,7 +38,7 @@ class Mixes:
 
     Attributes:
         image: (k, h, w, 3), the originals as red, green and blue.
-        content: (k, s, h, w), their content maps; grey, one scale a map.
+        content: (k, s, h, w), their content maps; grey, one scale a map (its percentiles 1 to 99).
         mix: (k, k, h, w, 3), [i, j] is the content of i under the attribute of j.
         title: (k,) what the images are.
         score_name: (m,) names of the numbers.
@@ -93,8 +93,8 @@ def mixes(
 
     under = [rgb(_array(predictor.mix(shown, shown[[j] * k]))) for j in range(k)]
     content = _array(predictor.content(signal.enter(shown)))
-    low, high = content.min((0, 2, 3), keepdims=True), content.max((0, 2, 3), keepdims=True)
-    grey = ((content - low) / np.maximum(high - low, 1e-6) * 255).astype(np.uint8)
+    low, high = np.percentile(content, (1, 99), axis=(0, 2, 3), keepdims=True)
+    grey = (np.clip((content - low) / np.maximum(high - low, 1e-6), 0, 1) * 255).astype(np.uint8)
     score = scores(predictor, scored, donor)
     return Mixes(
         image=_centre(rgb(original), 1),

@@ -87,7 +87,7 @@ def _parts(arrays: Mapping[str, np.ndarray]) -> tuple[list[Markup], float, float
     text("content of the row under the attribute of", 1 + num_maps, 14, len(titles))
     for row, name in enumerate(titles):
         middle = TOP + row * step + CELL / 2 + 4
-        parts.append(element("text", name, x=0, y=middle, class_="tick"))
+        parts.append(element("text", name, x=GAP, y=middle, class_="tick"))
         text(name, 1 + num_maps + row, 30)
         cell(arrays["image"][row], 0, row, name)
         for number, grey in enumerate(arrays["content"][row]):
