@@ -329,3 +329,26 @@ def test_runs_that_do_not_belong_together_are_refused(tiny, models, tmp_path):
     assert not (tmp_path / "a").exists()
     with pytest.raises(InputError, match="size is 0"):
         replace(SHORT, size=0)
+
+
+def test_the_four_steps_with_a_vision_transformer_and_plates_that_arrive_together(tiny, tmp_path):
+    train = replace(TRAIN, backbone="vit-tiny", num_perturbed=48)
+    options = {"num_outputs": 12, "hidden": 16, "bottleneck": 8}
+    config = RunConfig(method="dino", options=options, view=VIEW, split=SPLIT, train=train)
+    dino = fit(tiny, config, tmp_path / "dino")
+    second = replace(train, weights=tmp_path / "dino")
+    frozen = fit(
+        tiny, replace(config, method="frozen", options={}, train=second), tmp_path / "frozen"
+    )
+    out = tmp_path / "out"
+    follow(dino, frozen, tiny, out, replace(SHORT, steps=1, together=True, anchor=1.0, lr=0.01))
+    index = index_of(out)
+    assert len(index["arrivals"]) == 1
+    assert len({entry["file"] for entry in index["plates"].values()}) == 1
+    assert len(index["plates"]) == 2
+    state = checkpoint.load(out / index["arrivals"][0]["file"])["state"]
+    assert {name.split(".")[2] for name in state} == {"encoder"}
+    table = predict_plates(
+        frozen, tiny, tmp_path / "p.parquet", "source", {}, adapted=out, level="well"
+    )
+    assert set(table["Metadata_Plate"]) == set(index["plates"])
