@@ -52,7 +52,7 @@ def unit_rows(
     zero: list[int] = []
     for start in range(0, len(features), ROWS_AT_ONCE):
         block = np.asarray(features[start : start + ROWS_AT_ONCE], dtype=np.float64)
-        length = np.linalg.norm(block, axis=1, keepdims=True)
+        length = np.sqrt(np.einsum("nd,nd->n", block, block))[:, None]
         zero.extend((start + np.flatnonzero(length[:, 0] == 0)).tolist())
         block = block / np.where(length > 0, length, 1)
         if dtype is np.float64:
