@@ -7,12 +7,12 @@ say) the share whose cosine lies below the 5th or above the 95th percentile of t
 pairs of profiles.
 
 Where this file departs from the authors' code, and why:
-    chance     It is taken as twice the percentile. That is the mean over permutations of the names,
-               but pairs share names, so that recall spreads far more than that of independent
-               pairs; and an entity that is like all others and in many known pairs lifts recall
-               without any relationship. So permuted names give chance and p-value, and
+    chance     It is taken as twice the percentile. Here the names are permuted over the profiles:
+               the mean is nearly the same, but pairs share names and are not independent, so that
+               the p-value comes from the permutations. Neither sees that an entity which is like
+               all others, and in many known pairs, lifts recall without any relationship:
                `also["members with anyone"]` is the share of tails among ALL pairs of the entities,
-               each weighted by its number of known pairs: what to beat.
+               each weighted by its number of known pairs. That is to be beaten.
     few names  Fewer than 20 entities give no score.
     joins      Pairs are joined by name, never by row; a name that the table lacks is counted.
 """
