@@ -146,7 +146,7 @@ def test_an_entity_that_is_like_all_others_is_no_relationship():
     # Four times the chance level, and significant by permuted names ...
     assert score.value > 0.4 > 3 * score.chance
     assert float(score.notes[0].split()[2]) < 0.05
-    # ... but the hub is in the tails with just anyone. (Half of the weight is that of its partners.)
+    # ... but the hub is in the tails with just anyone (half of the weight is its partners').
     assert score.also["members with anyone"][0] > 0.2
     real = recall(*entities())
     assert real.also["members with anyone"][0] < 0.15 < 0.9 < real.value
