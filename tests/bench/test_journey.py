@@ -252,13 +252,12 @@ def test_new_source_leaves_sources_out(tiny, tmp_path):
 
 
 def test_adapters_that_see_no_perturbed_image_are_fitted_once(tiny, trained):
-    from evenfield.bench.deploy import _reader
     from evenfield.data.split import contexts_for, make_split
-    from evenfield.profile.plates import make_adapter
+    from evenfield.profile.plates import make_adapter, reader_for
     from evenfield.train.checkpoint import open_model
 
     model = open_model(trained)
-    reader = _reader(model, tiny)
+    reader = reader_for(model, tiny)
     rows = make_split(reader.coded, SPLIT).test
     contexts = contexts_for(reader.coded, rows, Regime(num_images=1), seed=0)
     adapter = make_adapter("controls")

@@ -85,7 +85,7 @@ def test_statistics_equal_the_formula(tmp_path):
     for row in screen.statistics.itertuples():
         mask = (manifest.Metadata_Plate == row.Metadata_Plate).to_numpy()
         if row.subset == "controls":
-            mask &= (manifest.Metadata_ControlType == "negcon").to_numpy()
+            mask = mask & (manifest.Metadata_ControlType == "negcon").to_numpy()
         values = pixels[mask][:, screen.channels.index(row.channel)].astype(np.float64).ravel()
         assert row.num_images == mask.sum()
         assert row.mean == pytest.approx(values.mean(), rel=1e-12)

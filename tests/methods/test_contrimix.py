@@ -356,16 +356,28 @@ def test_cutmix_weighs_both_labels(make_backbone):
     )
 
 
-@pytest.mark.parametrize("name", sorted(set(METHODS) - {"contrimix"}))
+CLASSIFIERS = sorted(
+    name for name in METHODS if name != "contrimix" and not METHODS[name].needs.views
+)
+
+
+@pytest.mark.parametrize("name", sorted(name for name in METHODS if METHODS[name].needs.views))
+def test_self_supervision_is_no_classifier(make_backbone, name):
+    with pytest.raises(InputError, match="no classifier"):
+        make(make_backbone(), classifier=name)
+
+
+@pytest.mark.parametrize("name", CLASSIFIERS)
 def test_before_any_classifier(make_backbone, name):
     """The classifier sees M + 1 versions of each image, with all that is known of it."""
     cls = METHODS[name]
+    options = {"task": "linear"} if name == "frozen" else {}
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        config = ContriMix.Config(**SMALL, classifier=name)
+        config = ContriMix.Config(**SMALL, classifier=name, classifier_options=options)
         backbone = make_backbone(3 + ContriMix.extra_channels(config))
         method = ContriMix(config, backbone=backbone, d=4, k=3, c=3)
-    assert method.native == cls(cls.Config(), backbone=backbone, d=4, k=3, c=3).native
+    assert method.native == cls(cls.Config(**options), backbone=backbone, d=4, k=3, c=3).native
     assert method.needs == replace(cls.needs, smallest_side=64, unit=True)
     batch = fake_batch(method.needs, n=6)
     seen = []
