@@ -169,7 +169,7 @@ class ContriMix(Method):
     def __init__(self, config: Any, *, backbone: nn.Module, d: int, k: int, c: int) -> None:
         if METHODS[config.classifier].needs.views:
             raise InputError(
-                f"contrimix with {config.classifier!r}, which learns from views and is no classifier",
+                f"contrimix with {config.classifier!r}, no classifier but self-supervision",
                 fix="choose a method that learns from labels, e.g. erm or abra",
             )
         # The classifier first: it then starts from the weights that it has without ContriMix.
