@@ -30,15 +30,15 @@ from evenfield.train.run import fit
 TRAIN = TrainConfig(num_perturbed=6, accumulate=1, epochs=1)
 SPLIT = SplitConfig(test=("b03",), select_on="wells")
 UNIT = View(normalise="unit")
-OPTIONS = {"absorbance": False, "num_mixes": 1, "width": 0.125}
+OPTIONS = {"absorbance": False, "num_attributes": 2, "num_mixes": 1, "width": 0.0625}
 
 
 @pytest.fixture(scope="module")
 def screen(tmp_path_factory):
-    """3 batches of 1 plate, 48 fields of 64 pixels."""
+    """3 batches of 1 plate, 78 fields of 64 pixels."""
     plan = tiny_screen()
     layout = replace(
-        plan.layout, num_batches=3, num_plates=1, replicates=4, num_dmso=4, num_poscon=0
+        plan.layout, num_batches=3, num_plates=1, replicates=6, num_dmso=8, num_poscon=0
     )
     folder = tmp_path_factory.mktemp("mixes") / "screen"
     simulate(replace(plan, size=64, pixel_size_um=1.5, layout=layout), folder)
@@ -66,6 +66,15 @@ def test_predictions_are_the_same_twice(screen, trained, tmp_path):
     one = api.predict(trained, screen.folder, tmp_path / "1.parquet")
     two = api.predict(trained, screen.folder, tmp_path / "2.parquet")
     pd.testing.assert_frame_equal(one, two)
+
+
+def test_adaptation_after_it(screen, trained, tmp_path):
+    """`context` learns from training plates what it needs about the classifier behind."""
+    model = checkpoint.open_model(trained)
+    assert model.method.predictor.calibration
+    assert all(name.startswith("inner.") for name in model.method.predictor.calibration)
+    rows = api.evaluate(trained, screen.folder, tmp_path, adapters=("source", "context", "union"))
+    assert {row.adapter for row in rows} == {"source", "context", "union"}
 
 
 def test_a_resumed_run_ends_with_the_same_weights(screen, tmp_path):
@@ -113,9 +122,9 @@ def test_the_figure_of_a_run(screen, trained):
     found = mixes_of_run(model, screen)
     assert found.title.tolist() == ["b01", "b02", "b03 (held out)"]
     assert found.image.shape == (3, 64, 64, 3)
-    assert found.content.shape == (3, 4, 64, 64)
+    assert found.content.shape == (3, 2, 64, 64)
     assert found.mix.shape == (3, 3, 64, 64, 3)
-    assert found.content.min(axis=(0, 2, 3)).tolist() == [0] * 4
+    assert found.content.min(axis=(0, 2, 3)).tolist() == [0] * 2
     again = mixes_of_run(model, screen)
     assert found.npz() == again.npz()
     with np.load(io.BytesIO(found.npz()), allow_pickle=False) as file:
@@ -201,7 +210,7 @@ def test_the_verb_draws_and_says_the_numbers(screen, trained, tmp_path, capsys):
     assert run(["mixes", str(trained), str(screen.folder), str(out)]) == 0
     said = capsys.readouterr().out
     assert "structural similarity to the original: 0." in said
-    assert out.read_text().count("<image") == 3 * (1 + 4 + 3)
+    assert out.read_text().count("<image") == 3 * (1 + 2 + 3)
     before = out.read_bytes()
     assert run(["mixes", str(trained), str(screen.folder), str(out), "-q"]) == 0
     assert out.read_bytes() == before
