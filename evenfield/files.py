@@ -26,7 +26,7 @@ def whole(path: Path) -> Iterator[BinaryIO]:
         StorageError: The disk is full or read-only.
     """
     partial = path.with_name(path.name + ".partial")
-    try:
+    with storing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with partial.open("wb") as file:
@@ -34,12 +34,22 @@ def whole(path: Path) -> Iterator[BinaryIO]:
                 file.flush()
                 os.fsync(file.fileno())
             partial.replace(path)
-        except BaseException:
+        finally:
             partial.unlink(missing_ok=True)
-            raise
+
+
+@contextmanager
+def storing(path: Path) -> Iterator[None]:
+    """Inside the block, a system's error is one of storage that names `path`.
+
+    Raises:
+        StorageError: The disk is full or read-only.
+    """
+    try:
+        yield
+    except EvenfieldError:
+        raise
     except OSError as error:
-        if isinstance(error, EvenfieldError):
-            raise
         raise StorageError(
             f"cannot write {path}: {error.strerror or error}",
             fix="free some space or choose another folder",

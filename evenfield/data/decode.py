@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import struct
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from io import BytesIO
 from pathlib import Path
 from zlib import crc32
@@ -147,6 +147,22 @@ def read_rgb(path: Path) -> np.ndarray:
 
 _PNG_RGBA = b"\x06"
 """The colour type in a PNG's header."""
+
+
+def join_channels(images: Sequence[np.ndarray], name: str) -> np.ndarray:
+    """The channels of a field, each (c, H, W), in one array.
+
+    Raises:
+        InputError: They differ in size or type.
+    """
+    kinds = {(*image.shape[1:], str(image.dtype)) for image in images}
+    if len(kinds) > 1:
+        found = ", ".join(f"{h} x {w} {kind}" for h, w, kind in sorted(kinds))
+        raise InputError(
+            f"{name}: its channels differ in size or type ({found})",
+            fix="give images of one size and type",
+        )
+    return np.concatenate(images)
 
 
 def check_image(

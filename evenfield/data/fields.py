@@ -7,6 +7,7 @@ from functools import lru_cache
 
 import numpy as np
 
+from evenfield.data.decode import join_channels
 from evenfield.data.tree import Tree
 from evenfield.errors import InputError
 
@@ -51,14 +52,7 @@ class TreeFields:
             InputError: A file is missing or damaged, or sizes or types differ.
         """
         images = [self._tree.image(path) for path in self._paths[row]]
-        kinds = {(*image.shape[1:], str(image.dtype)) for image in images}
-        if len(kinds) > 1:
-            found = ", ".join(f"{h} x {w} {kind}" for h, w, kind in sorted(kinds))
-            raise InputError(
-                f"{self.name(row)}: its channels differ in size or type ({found})",
-                fix="give images of one size and type",
-            )
-        image = np.concatenate(images)
+        image = join_channels(images, self.name(row))
         if not self._lights[row]:
             return image
         light = self._light(self._lights[row])

@@ -7,14 +7,18 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from evenfield.errors import EvenfieldWarning, InputError
+from evenfield.nn.places import changing
 from evenfield.nn.predictor import Predictor
+from evenfield.nn.restyle import check_places, chosen
 from evenfield.registry import Registry
 from evenfield.types import UNKNOWN, Batch, Context, Losses, Needs
 
@@ -98,6 +102,36 @@ class Method(nn.Module, ABC):
 
     def after_step(self, progress: float) -> None:
         """What follows an optimiser step (moving averages, group weights)."""
+
+
+class Restyled(Method):
+    """Cross-entropy of a network whose early features are changed at random, in training only.
+
+    Its `Config` has `p`, the probability that a place is changed in a batch, and `stages`, the
+    places of the backbone.
+    """
+
+    def __init__(self, config: Any, *, backbone: nn.Module, d: int, k: int, c: int) -> None:
+        super().__init__(config, backbone=backbone, d=d, k=k, c=c)
+        check_places(backbone, config.stages)
+
+    @abstractmethod
+    def changed(self, x: Tensor, *, batch: Batch, random: np.random.Generator) -> Tensor:
+        """The features (n, c, h, w) of a batch at one place, drawn from this place's generator."""
+
+    def losses(self, batch: Batch, *, progress: float) -> Losses:
+        """Mean cross-entropy over the labelled images."""
+        del progress
+        config = self.config
+        drawn = chosen(config.stages, config.p, batch.seed, self.name) if self.training else {}
+        changes = {
+            place: partial(self.changed, batch=batch, random=random)
+            for place, random in drawn.items()
+        }
+        with changing(self.predictor.backbone, changes):
+            logits = self.predictor(batch.image)
+        risk = cross_entropy(logits, batch.label)
+        return Losses(total=risk, parts={"risk": risk})
 
 
 METHODS: Registry[Method] = Registry("method", package="evenfield.methods")

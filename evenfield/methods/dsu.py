@@ -17,26 +17,23 @@ Where this file departs from the paper or from the authors' code, and why:
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
-from evenfield.methods.base import METHODS, Method, check_range, cross_entropy
-from evenfield.nn.places import changing
-from evenfield.nn.restyle import check_places, chosen, floored, restyle, spread, statistics
-from evenfield.types import Batch, Losses
+from evenfield.methods.base import METHODS, Restyled, check_range
+from evenfield.nn.restyle import floored, restyle, spread, statistics
+from evenfield.types import Batch
 
 
 @METHODS.register("dsu")
-class DSU(Method):
+class DSU(Restyled):
     """Cross-entropy under random means and standard deviations of early features."""
 
     @dataclass(frozen=True, slots=True, kw_only=True)
-    class Config(Method.Config):
+    class Config(Restyled.Config):
         """The settings of DSU.
 
         Attributes:
@@ -56,27 +53,12 @@ class DSU(Method):
             check_range("p", self.p, 0, 1)
             check_range("factor", self.factor, 0)
 
-    def __init__(self, config: Any, *, backbone: nn.Module, d: int, k: int, c: int) -> None:
-        super().__init__(config, backbone=backbone, d=d, k=k, c=c)
-        check_places(backbone, config.stages)
-
-    def losses(self, batch: Batch, *, progress: float) -> Losses:
-        """Mean cross-entropy over the labelled images."""
-        del progress
-        with changing(self.predictor.backbone, self._changes(batch) if self.training else {}):
-            logits = self.predictor(batch.image)
-        risk = cross_entropy(logits, batch.label)
-        return Losses(total=risk, parts={"risk": risk})
-
-    def _changes(self, batch: Batch) -> dict[str, Any]:
+    def changed(self, x: Tensor, *, batch: Batch, random: np.random.Generator) -> Tensor:
+        """Means and standard deviations moved by Gaussian draws, in spreads of the mini-batch."""
+        del batch
         config = self.config
-
-        def change(x: Tensor, random: np.random.Generator) -> Tensor:
-            noise = random.standard_normal((2, *x.shape[:2]), dtype=np.float32)
-            return uncertain(x, config.factor * torch.from_numpy(noise).to(x.device), config.floor)
-
-        drawn = chosen(config.stages, config.p, batch.seed, "dsu")
-        return {place: partial(change, random=random) for place, random in drawn.items()}
+        noise = random.standard_normal((2, *x.shape[:2]), dtype=np.float32)
+        return uncertain(x, config.factor * torch.from_numpy(noise).to(x.device), config.floor)
 
 
 def uncertain(

@@ -14,31 +14,26 @@ Where this file departs from the paper or from the authors' code, and why:
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
 
 import numpy as np
-from torch import Tensor, nn
+from torch import Tensor
 
-from evenfield.methods.base import METHODS, Method, check_range, cross_entropy
-from evenfield.nn.places import changing
+from evenfield.methods.base import METHODS, Restyled, check_range
 from evenfield.nn.restyle import (
     Partner,
-    check_places,
-    chosen,
     mixing_shares,
     partners,
     style_mixed,
 )
-from evenfield.types import Batch, Losses
+from evenfield.types import Batch
 
 
 @METHODS.register("mixstyle")
-class MixStyle(Method):
+class MixStyle(Restyled):
     """Cross-entropy under early features whose statistics are mixed between images."""
 
     @dataclass(frozen=True, slots=True, kw_only=True)
-    class Config(Method.Config):
+    class Config(Restyled.Config):
         """The settings of MixStyle.
 
         Attributes:
@@ -58,25 +53,8 @@ class MixStyle(Method):
             check_range("p", self.p, 0, 1)
             check_range("alpha", self.alpha, 1e-3)
 
-    def __init__(self, config: Any, *, backbone: nn.Module, d: int, k: int, c: int) -> None:
-        super().__init__(config, backbone=backbone, d=d, k=k, c=c)
-        check_places(backbone, config.stages)
-
-    def losses(self, batch: Batch, *, progress: float) -> Losses:
-        """Mean cross-entropy over the labelled images."""
-        del progress
-        with changing(self.predictor.backbone, self._changes(batch) if self.training else {}):
-            logits = self.predictor(batch.image)
-        risk = cross_entropy(logits, batch.label)
-        return Losses(total=risk, parts={"risk": risk})
-
-    def _changes(self, batch: Batch) -> dict[str, Any]:
-        config = self.config
-
-        def change(x: Tensor, random: np.random.Generator) -> Tensor:
-            other = partners(batch.domain, config.partner, random)
-            share = mixing_shares(random, len(x), config.alpha).to(x.device)
-            return style_mixed(x, share, other)
-
-        drawn = chosen(config.stages, config.p, batch.seed, "mixstyle")
-        return {place: partial(change, random=random) for place, random in drawn.items()}
+    def changed(self, x: Tensor, *, batch: Batch, random: np.random.Generator) -> Tensor:
+        """Means and standard deviations mixed with those of a partner."""
+        other = partners(batch.domain, self.config.partner, random)
+        share = mixing_shares(random, len(x), self.config.alpha).to(x.device)
+        return style_mixed(x, share, other)

@@ -12,7 +12,8 @@ import pandas as pd
 
 from evenfield.data.names import as_text
 from evenfield.data.profiles import write_profiles
-from evenfield.errors import EvenfieldError, InputError, StorageError
+from evenfield.errors import InputError
+from evenfield.files import storing
 from evenfield.profile.anndata import PREFIX, Layout, resolution_of, to_anndata
 from evenfield.types import Profiles
 
@@ -110,22 +111,14 @@ def _whole_tree(out: Path, write: Callable[[Path], object]) -> None:
     """
     # The kind stays at the end of the name: writers of AnnData look at it.
     partial = out.with_name(f"partial.{out.name}")
-    try:
+    with storing(out):
         out.parent.mkdir(parents=True, exist_ok=True)
         _remove(partial)
         try:
             write(partial)
             partial.rename(out)
-        except BaseException:
+        finally:
             _remove(partial)
-            raise
-    except OSError as error:
-        if isinstance(error, EvenfieldError):
-            raise
-        raise StorageError(
-            f"cannot write {out}: {error.strerror or error}",
-            fix="free some space or choose another folder",
-        ) from error
 
 
 def _remove(path: Path) -> None:

@@ -67,8 +67,8 @@ def effect_screen(kind: str, seed: int = 0) -> SimulationConfig:
 
     The last 4 batches are for test. Two cell types take turns over the batches. Each plate has 8
     mechanisms in 8 wells each (2 compounds, 2 doses, twice) and 4 DMSO wells. What the kind names
-    in `EFFECT_TYPES` varies by that many times the usual standard deviation (so that a plain
-    network loses on new batches); what it does not name is alike on all plates.
+    in `EFFECT_TYPES` varies by that many times the usual standard deviation; what it does not name
+    is alike on all plates.
     """
     factor, names = EFFECT_TYPES[kind]
 

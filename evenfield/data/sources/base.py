@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal, Protocol, Self, TypeVar
 import numpy as np
 import pandas as pd
 
-from evenfield.data.decode import read_image
+from evenfield.data.decode import join_channels, read_image
 from evenfield.data.process import Process
 from evenfield.errors import InputError
 from evenfield.registry import Registry
@@ -100,14 +100,7 @@ class Files:
             taken, num = self._planes
             return read_image(self.paths[row][0], num_channels=num)[taken]
         images = [read_image(path, num_channels=1) for path in self.paths[row]]
-        kinds = {(*image.shape[1:], str(image.dtype)) for image in images}
-        if len(kinds) > 1:
-            found = ", ".join(f"{h} x {w} {kind}" for h, w, kind in sorted(kinds))
-            raise InputError(
-                f"{self.name(row)}: its channels differ in size or type ({found})",
-                fix="give images of one size and type",
-            )
-        return np.concatenate(images)
+        return join_channels(images, self.name(row))
 
     def name(self, row: int) -> str:
         """The field's first file."""
