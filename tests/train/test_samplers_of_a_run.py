@@ -104,7 +104,10 @@ def test_episodes_of_a_method_that_asks_for_no_controls_have_none(tiny):
 def test_a_plate_without_controls_is_an_error_or_trains_without(tiny):
     _, setup = sampler_of(tiny, "cs-arm-bn")
     bare = setup.coded.context == setup.coded.context[setup.split.train[0]]
-    setup.coded.is_control[bare] = False
+    # Copied, not written into: pandas hands out read-only arrays once any library asks it to
+    # copy on write.
+    coded = replace(setup.coded, is_control=setup.coded.is_control & ~bare)
+    setup = replace(setup, coded=coded)
     train = replace(CONFIG.train, sampler="episodes")
     with pytest.raises(InputError, match=r"give --train\.missing-controls without"):
         sampler_for(setup, train)
