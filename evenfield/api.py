@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from evenfield.correct import Corrector, Pipeline
     from evenfield.data.manifest import Finding, Roles
     from evenfield.data.store import Screen
+    from evenfield.report.profile_verdict import ProfileVerdict
     from evenfield.report.tables import Row
     from evenfield.train.checkpoint import Model
     from evenfield.train.online_config import OnlineConfig
@@ -380,6 +381,7 @@ def embed(
     level: Literal["image", "well", "treatment"] = "image",
     function: Literal["mean", "median", "trimmed"] = "mean",
     trim: float = 0.1,
+    adapted: Path | str | None = None,
     device: str = "auto",
 ) -> Path:
     """Features of every image of a screen from a trained model, plate by plate; resumable.
@@ -394,6 +396,7 @@ def embed(
         level: What a row is: an image, a well, a treatment.
         function: How images become wells, and wells treatments.
         trim: The share that `trimmed` leaves out at either end.
+        adapted: A folder of `adapt` or `online`; its states are used instead of adapting now.
         device: `auto`, `cpu` or `cuda`.
 
     Returns:
@@ -413,6 +416,7 @@ def embed(
         level=level,
         function=function,
         trim=trim,
+        adapted=None if adapted is None else Path(adapted),
     )
     return Path(out)
 
@@ -732,6 +736,64 @@ def report(folder: Path | str, *, out: Path | None = None) -> Path:
     from evenfield.report.page import build
 
     return build(Path(folder), Path(out) if out else Path(folder) / "report.html")
+
+
+def compare(
+    tables: Sequence[Path | str] | Mapping[str, Path | str | Profiles],
+    out: Path | str,
+    *,
+    columns: Mapping[str, str] | None = None,
+    count: str | None = None,
+    screen: Path | str | None = None,
+    map: Literal["auto", "umap", "pca"] = "auto",
+    show: Sequence[str] = (),
+    seed: int = 0,
+    command: str = "",
+) -> ProfileVerdict:
+    """Make one HTML page of profiles before and after correction: is the biology kept?
+
+    Args:
+        tables: The table before correction, then what corrections made of it: files (called by
+            their names), or files and profiles by name.
+        out: The page, or an existing folder to put `compare.html` in.
+        columns: Columns that play another role: `Metadata_Label`, `_Treatment`, `_Compound`,
+            `_Batch` or `_ControlType` to the name of the column to use.
+        count: The column with the number of cells; none = one of the usual names.
+        screen: A screen with the images of the wells.
+        map: `auto` is UMAP where umap-learn is installed, the principal components otherwise.
+        show: More columns or features to draw on plates.
+        seed: Of the maps.
+        command: What the foot of the page says.
+
+    Returns:
+        What the page says, in a sentence, with the numbers behind it.
+
+    Raises:
+        InputError: The tables have no well in common, or a column is not there.
+    """
+    from evenfield.data.profiles import read_profiles
+    from evenfield.report.profile_page import build_profile_page, origin_of, table_names
+    from evenfield.types import Profiles
+
+    if isinstance(tables, Mapping):
+        named = dict(tables)
+    else:
+        paths = [Path(path) for path in tables]
+        named = dict(zip(table_names(paths), paths, strict=True))
+    return build_profile_page(
+        {
+            name: given if isinstance(given, Profiles) else read_profiles(given, missing="keep")
+            for name, given in named.items()
+        },
+        Path(out),
+        columns=columns,
+        count=count,
+        screen=None if screen is None else open_screen(screen),
+        rule=map,
+        show=show,
+        seed=seed,
+        origin=origin_of(named, command),
+    )
 
 
 def demo(out: Path | str = Path("demo"), *, short: bool = False) -> Path:

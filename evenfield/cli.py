@@ -40,6 +40,7 @@ VERBS = {
     "predict": "predict new plates: labels, probabilities, uncertainty, shift of each plate",
     "embed": "features of every image from a model, adapted plate by plate where asked",
     "correct": "fit a correction of profiles, and apply it to plates that come later",
+    "compare": "one HTML page of profiles before and after correction: biology, batches, plates",
     "export": "write profiles for other software: tables, AnnData, folders",
     "evaluate": "judge a model on held-out plates, with and without adaptation",
     "mixes": "draw what a run of contrimix does to images: content maps, mixes, numbers",
@@ -280,6 +281,7 @@ def _embed(
     level: Literal["image", "well", "treatment"] = "image",
     aggregate: Literal["mean", "median", "trimmed"] = "mean",
     trim: float = 0.1,
+    adapted: Path | None = None,
     device: str = "auto",
     quiet: Quiet = False,
 ) -> int:
@@ -293,12 +295,13 @@ def _embed(
         level: What a row is.
         aggregate: How images become wells, and wells treatments.
         trim: The share that `trimmed` leaves out at either end.
+        adapted: A folder of `adapt` or `online`; its states are used instead of adapting now.
         device: `auto`, `cpu` or `cuda`.
         quiet: Print nothing but errors.
     """
     api.embed(
         run, screen, out, adapter=adapter, level=level, function=aggregate, trim=trim,
-        device=device,
+        adapted=adapted, device=device,
     )  # fmt: skip
     if not quiet:
         OUT.print(f"Profiles: [bold]{escape(str(out))}[/bold] (next: evenfield correct, or export)")
@@ -372,6 +375,62 @@ def _correct(arguments: list[str]) -> int:
         return 0 if set(arguments[:1]) & {"-h", "--help"} else 2
     action, *rest = arguments
     return _call(calls[action], f"evenfield correct {action}", rest)
+
+
+def _compare(
+    before: Annotated[Path, *_place("BEFORE")],
+    after: Annotated[tuple[Path, ...], *_place("AFTER")],
+    *,
+    out: Path = Path("compare.html"),
+    names: tuple[str, ...] = (),
+    screen: Path | None = None,
+    label: str | None = None,
+    treatment: str | None = None,
+    compound: str | None = None,
+    batch: str | None = None,
+    control: str | None = None,
+    count: str | None = None,
+    show: tuple[str, ...] = (),
+    map: Literal["auto", "umap", "pca"] = "auto",
+    seed: int = 0,
+    quiet: Quiet = False,
+) -> int:
+    """Make one HTML page of profiles before and after correction.
+
+    Args:
+        before: The table of profiles that was corrected.
+        after: What one or more corrections made of it; the same wells, found by plate and well.
+        out: The page.
+        names: A name for each table, BEFORE first; none = the names of the files.
+        screen: A screen with the images of the wells, shown under the pointer.
+        label: The column of the biology that is judged (mechanism, target).
+        treatment: The column of what was put in the well, with its dose.
+        compound: The column of what was put in the well, whatever the dose.
+        batch: The column of what carries the batch effect.
+        control: The column that tells controls.
+        count: The column with the number of cells.
+        show: More columns or features to draw on plates.
+        map: UMAP (needs umap-learn) or principal components; auto = UMAP where it is there.
+        seed: Of the maps.
+        quiet: Print nothing but errors.
+    """
+    roles = {"Label": label, "Treatment": treatment, "Compound": compound, "Batch": batch}
+    roles["ControlType"] = control
+    tables: Any = [before, *after]
+    if names:
+        if len(names) != len(tables):
+            ERR.print(f"[red]error[/red] {len(names)} names for {len(tables)} tables")
+            return 2
+        tables = dict(zip(names, tables, strict=True))
+    found = api.compare(
+        tables,
+        out,
+        columns={f"Metadata_{role}": name for role, name in roles.items() if name is not None},
+        count=count, screen=screen, map=map, show=show, seed=seed, command=_command(),
+    )  # fmt: skip
+    if not quiet:
+        OUT.print(f"{escape(found.sentence)}\nPage: [bold]{escape(str(out))}[/bold]")
+    return 0
 
 
 def _correctors() -> list[str]:
@@ -657,6 +716,7 @@ SIMPLE: dict[str, Callable[..., int]] = {
     "online": _online,
     "predict": _predict,
     "embed": _embed,
+    "compare": _compare,
     "export": _export,
     "evaluate": _evaluate,
     "mixes": _mixes,

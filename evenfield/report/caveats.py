@@ -36,8 +36,7 @@ def caveats(
         )
     elif artifacts.screen.get("description"):
         add("info", str(artifacts.screen["description"]))
-    for finding in sorted(artifacts.findings, key=_rank):
-        add(str(finding.get("severity", "info")), _finding(finding), _consequence(finding))
+    items += finding_caveats(artifacts.findings)
     if not artifacts.findings:
         add("info", "The audit of the manifest reported nothing, or was not recorded.")
     if found.num_choices > 1:
@@ -66,6 +65,18 @@ def caveats(
     if absent:
         add("info", f"Not shown, because its records or artifacts are not there: {_and(absent)}.")
     return items
+
+
+def finding_caveats(findings: Sequence[dict[str, Any]]) -> list[dict[str, str]]:
+    """What an audit found, the worst first: what is the matter, what it breaks, what to do."""
+    return [
+        {
+            "severity": str(finding.get("severity", "info")),
+            "text": _finding(finding),
+            "more": _consequence(finding),
+        }
+        for finding in sorted(findings, key=_rank)
+    ]
 
 
 def _rank(finding: dict[str, Any]) -> tuple[int, str, str]:

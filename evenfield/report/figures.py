@@ -10,7 +10,15 @@ from markupsafe import Markup
 
 from evenfield.report.svg import drawing, element, title
 from evenfield.report.tables import BASELINE, Row
-from evenfield.report.words import is_share, natural, number, percent, protocol_name, short_name
+from evenfield.report.words import (
+    cut,
+    is_share,
+    natural,
+    number,
+    percent,
+    protocol_name,
+    short_name,
+)
 
 WIDTH = 1000.0
 _STEPS = tuple(base * 10.0**power for power in range(-2, 7) for base in (1, 2, 5))
@@ -144,7 +152,7 @@ def drift_plot(table: pd.DataFrame) -> Markup:
             parts.append(
                 element("line", x1=edge, x2=edge, y1=top, y2=height - bottom, class_="grid")
             )
-        parts.append(element("text", _cut(batch), x=middle, y=height - 22, class_="tick middle"))
+        parts.append(element("text", cut(batch), x=middle, y=height - 22, class_="tick middle"))
         room = column * 0.8 / max(1, len(of_batch))
         for index, row in enumerate(of_batch):
             where = middle + room * (index - (len(of_batch) - 1) / 2)
@@ -154,7 +162,3 @@ def drift_plot(table: pd.DataFrame) -> Markup:
     parts.append(element("text", "batch", x=left + width / 2, y=height - 4, class_="tick middle"))
     label = f"Drift of the controls of {table['plate'].nunique()} plates in {len(batches)} batches."
     return drawing(parts, width=WIDTH, height=height, label=label, class_="drifts")
-
-
-def _cut(text: str, most: int = 16) -> str:
-    return text if len(text) <= most else text[: most - 1] + "…"

@@ -1,4 +1,4 @@
-"""Example fields as PNG data, written by hand so that no software stamp or date enters."""
+"""Fields and wells as small images (PNG by hand, JPEG), without any stamp of software or date."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import zlib
 from base64 import b64encode
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Float, UInt8
 
 MOST_SIDE = 160
 
@@ -32,3 +32,22 @@ def data_uri(image: UInt8[np.ndarray, "h w 3"]) -> str:
     """An image for a page, thinned to at most 160 pixels a side."""
     step = -(-max(image.shape[:2]) // MOST_SIDE)
     return "data:image/png;base64," + b64encode(png(image[::step, ::step])).decode()
+
+
+def jpeg_uri(
+    image: Float[np.ndarray, "c h w"], low: Float[np.ndarray, " c"], high: Float[np.ndarray, " c"]
+) -> str:
+    """Up to three channels as blue, green and red in a small JPEG.
+
+    Args:
+        image: Channels of one field.
+        low: The intensity of each channel that is black.
+        high: The intensity of each channel that is full.
+    """
+    from imagecodecs import jpeg8_encode
+
+    scaled = np.clip((image.T - low) / np.maximum(high - low, 1e-6), 0, 1).transpose(1, 0, 2)
+    rgb = np.zeros((*scaled.shape[:2], 3), np.uint8)
+    for channel in range(scaled.shape[2]):
+        rgb[:, :, 2 - channel] = (scaled[:, :, channel] * 255).astype(np.uint8)
+    return "data:image/jpeg;base64," + b64encode(jpeg8_encode(rgb, level=80)).decode()

@@ -6,9 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
-
 from evenfield.errors import InputError
 from evenfield.files import whole
 from evenfield.records import Record, read
@@ -16,11 +13,11 @@ from evenfield.report import sections
 from evenfield.report.artifacts import Artifacts, load
 from evenfield.report.caveats import caveats, provenance
 from evenfield.report.tables import Row, home_of, summarise
+from evenfield.report.template import template
 from evenfield.report.verdict import Verdict, verdict
 from evenfield.report.words import adapted, method_name, metric_name, number, percent, plural
 
 PAGE = "report.html"
-_HERE = Path(__file__).parent
 
 
 def build(folder: Path, out: Path) -> Path:
@@ -60,20 +57,7 @@ def render(folder: Path) -> str:
     artifacts = load(folder, records)
     rows = summarise(records)
     found = verdict(rows)
-    return _template().render(**_content(records, rows, found, artifacts))
-
-
-def _template() -> Any:
-    environment = Environment(
-        loader=FileSystemLoader(_HERE),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.globals["style"] = Markup(environment.get_template("page.css").render().strip())
-    environment.globals["script"] = Markup((_HERE / "page.js").read_text(encoding="utf-8").strip())
-    return environment.get_template("page.html")
+    return template("page").render(**_content(records, rows, found, artifacts))
 
 
 def _content(
@@ -111,6 +95,7 @@ def _content(
         "verdict": found,
         "metric": metric_name(found.metric).capitalize(),
         "facts": _facts(found),
+        "heading": "Evenfield report",
         "screen": {"name": str(screen.get("name", ""))},
         "screen_line": _screen_line(screen),
         "filters": sections.filters(natural, found),

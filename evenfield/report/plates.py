@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -104,30 +104,48 @@ def level(share: float) -> int:
 
 def plate_map(counts: PlateCounts, *, which: str, name: str) -> Markup:
     """A plate seen from above; the page's script redraws it for another plate."""
-    width = 470.0
-    cell = (width - 22) / counts.columns
-    height = 18 + cell * counts.rows
-    gap = 1.5 if counts.columns <= 24 else 0.6
     wells = counts.counts.get(ALL, {})
-    every = 1 if counts.columns <= 24 else 4
-    parts = [
-        element("text", column + 1, x=22 + cell * (column + 0.5), y=12, class_="tick small middle")
-        for column in range(0, counts.columns, every)
-    ]
-    for row in range(counts.rows):
-        y = 18 + cell * row
-        if row % every == 0:
-            text = {"x": 16, "y": y + cell / 2 + 3.5, "class_": "tick small end"}
-            parts.append(element("text", row_name(row), **text))
-        for column in range(counts.columns):
-            number = row * counts.columns + column
-            right, total = wells.get(number, (0, 0))
-            class_ = f"well q{level(right / total)}" if total else "well qe"
-            inside = title(f"{row_name(row)}{column + 1:02d}: {_share(right, total)}")
-            box = {"x": 22 + cell * column, "y": y, "width": cell - gap, "height": cell - gap}
-            parts.append(element("rect", inside, **box, rx=1.5, class_=class_))
+
+    def cell(number: int) -> tuple[str, str]:
+        right, total = wells.get(number, (0, 0))
+        return (f"q{level(right / total)}" if total else "qe"), _share(right, total)
+
     label = f"Share of right predictions by well, {name}."
-    return drawing(parts, width=width, height=height, label=label, class_=f"plate {which}")
+    return well_grid((counts.rows, counts.columns), cell, label=label, class_=which)
+
+
+def well_grid(
+    size: tuple[int, int], cell: Callable[[int], tuple[str, str]], *, label: str, class_: str
+) -> Markup:
+    """The wells of a plate as squares, with names of rows and columns.
+
+    Args:
+        size: Rows and columns.
+        cell: From a well's number (row-major) to its colour's class and what the pointer shows.
+        label: The text alternative.
+        class_: Of the drawing.
+    """
+    rows, columns = size
+    width = 470.0
+    side = (width - 22) / columns
+    gap = 1.5 if columns <= 24 else 0.6
+    every = 1 if columns <= 24 else 4
+    parts = [
+        element("text", column + 1, x=22 + side * (column + 0.5), y=12, class_="tick small middle")
+        for column in range(0, columns, every)
+    ]
+    for row in range(rows):
+        y = 18 + side * row
+        if row % every == 0:
+            text = {"x": 16, "y": y + side / 2 + 3.5, "class_": "tick small end"}
+            parts.append(element("text", row_name(row), **text))
+        for column in range(columns):
+            tone, told = cell(row * columns + column)
+            inside = title(f"{row_name(row)}{column + 1:02d}: {told}")
+            box = {"x": 22 + side * column, "y": y, "width": side - gap, "height": side - gap}
+            parts.append(element("rect", inside, **box, rx=1.5, class_=f"well {tone}"))
+    height = 18 + side * rows
+    return drawing(parts, width=width, height=height, label=label, class_=f"plate {class_}")
 
 
 def _share(right: int, total: int) -> str:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from markupsafe import Markup
 
 from evenfield.metrics.base import METRICS
 from evenfield.report.artifacts import Artifacts
+from evenfield.report.embedded import script_json
 from evenfield.report.embedding import Palette, embedding_map, thinned
 from evenfield.report.figures import drift_plot, gap_plot
 from evenfield.report.images import data_uri
@@ -189,15 +188,11 @@ def plates(found: Verdict, artifacts: Artifacts) -> dict[str, Any] | None:
         )
     names = dict.fromkeys(name for part in counts.values() for name in part.plates)
     data = {keys[choice]: part.to_json() for choice, part in counts.items()}
-    text = json.dumps(data, sort_keys=True, separators=(",", ":"))
     return {
         "names": list(names),
         "choices": [(keys[choice], short_name(*choice)) for choice in counts],
         "figures": figures,
-        # Inside a script element only these can end it or open markup.
-        "data": Markup(
-            text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
-        ),
+        "data": script_json(data),
     }
 
 

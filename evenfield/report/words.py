@@ -130,6 +130,15 @@ def number(value: float | None, metric: str) -> str:
     return f"{100 * value:.1f}" if is_share(metric) else f"{value:.3f}"
 
 
+def cut(text: str, most: int = 16) -> str:
+    """A name that fits into a plot.
+
+    >>> cut("week 7"), cut("a very long name", most=8)
+    ('week 7', 'a very …')
+    """
+    return text if len(text) <= most else text[: most - 1] + "…"
+
+
 def natural(text: str) -> list[tuple[int, int, str]]:
     """Sort key: `B2` before `B10`."""
     return [
