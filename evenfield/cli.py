@@ -20,7 +20,7 @@ from rich.table import Table
 
 from evenfield import __version__, api
 from evenfield.config import RoleChoice, SplitConfig, TrainConfig, View, to_dict
-from evenfield.errors import EvenfieldError
+from evenfield.errors import EvenfieldError, InputError
 from evenfield.progress import set_quiet
 from evenfield.train.online_config import OnlineConfig
 
@@ -419,8 +419,10 @@ def _compare(
     tables: Any = [before, *after]
     if names:
         if len(names) != len(tables):
-            ERR.print(f"[red]error[/red] {len(names)} names for {len(tables)} tables")
-            return 2
+            raise InputError(
+                f"{len(names)} names are given for {len(tables)} tables",
+                fix="give one for each, the table before correction first",
+            )
         tables = dict(zip(names, tables, strict=True))
     found = api.compare(
         tables,

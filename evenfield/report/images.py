@@ -50,4 +50,7 @@ def jpeg_uri(
     rgb = np.zeros((*scaled.shape[:2], 3), np.uint8)
     for channel in range(scaled.shape[2]):
         rgb[:, :, 2 - channel] = (scaled[:, :, channel] * 255).astype(np.uint8)
-    return "data:image/jpeg;base64," + b64encode(jpeg8_encode(rgb, level=80)).decode()
+    return (
+        "data:image/jpeg;base64,"
+        + b64encode(jpeg8_encode(rgb, level=80, subsampling="444")).decode()
+    )
