@@ -278,7 +278,7 @@ class ContriMix(Method):
                 parts["recon"] = worst_error(made[0] - image)
             else:
                 parts["recon"] = (predictor.signal.leave(mix[0], clip=False) - image).abs().mean()
-        mixes = mix.flatten(0, 1)
+        mixes = mix.flatten(0, 1).contiguous(memory_format=torch.channels_last)
         if weight["attribute"]:
             again = predictor.attribute(mixes).reshape(attribute.shape)
             parts["attribute"] = (again - attribute).abs().mean()
@@ -294,7 +294,7 @@ class ContriMix(Method):
     ) -> Losses:
         """The classifier's losses over all versions of all images, in one pass."""
         config, m, seed = self.config, len(versions), derive(batch.seed, "contrimix classifier")
-        image = versions.flatten(0, 1)
+        image = versions.flatten(0, 1).contiguous(memory_format=torch.channels_last)
         if config.post_mix and self.training:
             image = turned_alike(image, config.post_mix_noise, generator(seed, "post mix"))
         if config.aggregate == "mean" and not config.cutmix:

@@ -7,16 +7,13 @@ from typing import Any
 
 from evenfield.data.simulation.config import EffectConfig, LayoutConfig, Levels, SimulationConfig
 
-EFFECT_TYPES: dict[str, tuple[float, tuple[str, ...]]] = {
-    "stain": (0.5, ("gain", "background", "bleed_through")),
-    "optics": (4.0, ("blur", "noise", "vignetting", "gamma")),
-    "cells": (6.0, ("cell_density", "cell_size", "edge")),
-    "all": (
-        0.5,
-        tuple(item.name for item in fields(EffectConfig) if item.name != "channel_correlation"),
-    ),
+EFFECT_TYPES: dict[str, dict[str, float]] = {
+    "stain": {"gain": 1.0, "background": 1.0, "bleed_through": 3.0, "gamma": 2.0},
+    "optics": {"blur": 4.0, "noise": 4.0, "vignetting": 4.0},
+    "cells": {"cell_density": 4.0, "cell_size": 6.0, "edge": 4.0},
+    "all": {item.name: 2.0 for item in fields(EffectConfig) if item.name != "channel_correlation"},
 }
-"""Kinds of batch effects, one screen each: how many times the usual strength, and which."""
+"""Kinds of batch effects, one screen each: how many times the usual strength of which."""
 
 
 def demo_screen(seed: int = 0) -> SimulationConfig:
@@ -70,16 +67,16 @@ def effect_screen(kind: str, seed: int = 0) -> SimulationConfig:
     in `EFFECT_TYPES` varies by that many times the usual standard deviation; what it does not name
     is alike on all plates.
     """
-    factor, names = EFFECT_TYPES[kind]
+    factors = EFFECT_TYPES[kind]
 
-    def times(levels: Levels) -> Levels:
+    def times(factor: float, levels: Levels) -> Levels:
         return Levels(
             source=factor * levels.source, batch=factor * levels.batch, plate=factor * levels.plate
         )
 
     usual = EffectConfig()
     levels: dict[str, Any] = {
-        item.name: times(getattr(usual, item.name)) if item.name in names else Levels()
+        item.name: times(factors.get(item.name, 0.0), getattr(usual, item.name))
         for item in fields(EffectConfig)
         if item.name != "channel_correlation"
     }
