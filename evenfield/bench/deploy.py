@@ -24,9 +24,10 @@ from evenfield.errors import InputError
 from evenfield.files import whole, write_json
 from evenfield.metrics.wells import to_wells
 from evenfield.profile.plates import (
+    INDEX,
     choose,
-    make_adapter,
     model_id,
+    open_states,
     plates,
     reader_for,
     shown,
@@ -36,8 +37,6 @@ from evenfield.records import Record, append, digest, file_sha256
 from evenfield.train import checkpoint
 from evenfield.train.calibrate import mean_features, shift_score
 from evenfield.train.checkpoint import Model
-
-INDEX = "adapted.json"
 
 
 def adapt_plates(
@@ -105,24 +104,15 @@ def predict_plates(
     if out.exists():
         raise InputError(f"the output {out} exists", fix="choose another file or delete this one")
     reader = reader_for(model, screen)
-    index = None
-    if adapted is not None:
-        index = json.loads((adapted / INDEX).read_text(encoding="utf-8"))
-        if index["model"] != model_id(model):
-            raise InputError(
-                f"{adapted} was adapted from another model", fix="adapt again with this run"
-            )
-        rule = make_adapter(index["adapter"], index["options"])
-    else:
-        rule = choose(model, adapter, options)
+    states = None if adapted is None else open_states(adapted, model)
+    rule = choose(model, adapter, options) if states is None else states.rule
     tables = []
     todo = list(plates(screen, model, reader.coded))
-    if index is not None and "online" in index:  # a stream's plates need not be all of a screen's
-        todo = [context for context in todo if context.name in index["plates"]]
+    if states is not None:
+        todo = states.of_these(todo)
     for context in track(todo, f"predict ({rule.name})"):
-        if index is not None:
-            state = _state_of(adapted, index, context.name)
-            fitted = rule.restore(model.method.predictor, state)
+        if states is not None:
+            fitted = rule.restore(model.method.predictor, states.state(context.name))
         else:
             fitted = rule.fit(model.method.predictor, reader.context(shown(context, rule)))
         tables.append(_plate_table(model, reader, context, fitted, level))
@@ -148,15 +138,6 @@ def predict_leaderboard(
     """
     rule = choose(model, adapter, options)
     return write_leaderboard(model, reader_for(model, screen), out, rule)
-
-
-def _state_of(adapted: Path | None, index: dict[str, Any], name: str) -> dict[str, torch.Tensor]:
-    assert adapted is not None
-    if name not in index["plates"]:
-        raise InputError(
-            f"{adapted} has no state of plate {name!r}", fix="run `evenfield adapt` on this screen"
-        )
-    return checkpoint.load(adapted / index["plates"][name]["file"])["state"]
 
 
 def _plate_table(

@@ -22,7 +22,7 @@ from evenfield.data.store import Screen
 from evenfield.data.unlabelled import Unlabelled
 from evenfield.errors import EvenfieldWarning, InputError
 from evenfield.files import write_json
-from evenfield.profile.plates import make_adapter, model_id
+from evenfield.profile.plates import INDEX, make_adapter, model_id
 from evenfield.records import digest, file_sha256
 from evenfield.seeds import derive
 from evenfield.train import checkpoint
@@ -30,7 +30,6 @@ from evenfield.train.checkpoint import Model
 from evenfield.train.online import Arrival, adapt, check_fits, started
 from evenfield.train.online_config import OnlineConfig
 
-INDEX = "adapted.json"
 ADAPTER = "source"
 """A state says all: what reads it adds no rule of its own."""
 

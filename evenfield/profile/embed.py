@@ -31,7 +31,15 @@ from evenfield.errors import EvenfieldWarning, InputError
 from evenfield.files import whole, write_json
 from evenfield.profile.aggregate import CELLS, COUNT, Function, aggregate
 from evenfield.profile.made_by import KEY
-from evenfield.profile.plates import choose, model_id, plates, reader_for, shown
+from evenfield.profile.plates import (
+    States,
+    choose,
+    model_id,
+    open_states,
+    plates,
+    reader_for,
+    shown,
+)
 from evenfield.progress import track
 from evenfield.records import digest
 from evenfield.train.checkpoint import Model
@@ -52,6 +60,7 @@ def embed(
     level: Level = "image",
     function: Function = "mean",
     trim: float = 0.1,
+    adapted: Path | None = None,
 ) -> dict[str, Any]:
     """Write the features of every image (controls and empty wells, too), well or treatment.
 
@@ -69,13 +78,15 @@ def embed(
         level: What a row is.
         function: How images become wells, and wells treatments.
         trim: The share that `trimmed` leaves out at either end.
+        adapted: A folder of states (`adapt`, `online`) that are used instead of adapting now; of
+            a stream only the plates that it has followed are written.
 
     Returns:
         What is written into the file: model, adapter, screen, level and features.
 
     Raises:
-        InputError: `out` exists or is no Parquet file; the screen does not fit the model; the
-            folder of what is done holds something else.
+        InputError: `out` exists or is no Parquet file; the screen does not fit the model; a plate
+            has no adapted state; the folder of what is done holds something else.
         StorageError: The disk is full.
     """
     if out.suffix != ".parquet":
@@ -83,7 +94,8 @@ def embed(
     if out.exists():
         raise InputError(f"the output {out} exists", fix="choose another file or delete this one")
     reader = reader_for(model, screen)
-    rule = choose(model, adapter, dict(options or {}))
+    states = None if adapted is None else open_states(adapted, model)
+    rule = choose(model, adapter, dict(options or {})) if states is None else states.rule
     about = {
         "method": model.config.method,
         "model": model_id(model),
@@ -95,12 +107,20 @@ def embed(
         "function": function if level != "image" else "",
         "trim": trim if level != "image" and function == "trimmed" else 0.0,
     }
-    folder = _started(out, about)
     contexts = list(plates(screen, model, reader.coded, lone_controls=True))
+    if states is not None:
+        about["states"] = states.about()
+        contexts = states.of_these(contexts)
+    if not contexts:
+        raise InputError(
+            f"no plate of {screen.folder} has an adapted state",
+            fix="give the screen that was adapted to",
+        )
+    folder = _started(out, about)
     files = [folder / f"{digest([context.name])}.parquet" for context in contexts]
     for context, file in zip(track(contexts, f"embed ({rule.name})"), files, strict=True):
         if not file.exists():
-            profiles = _plate(model, reader, context, rule)
+            profiles = _plate(model, reader, context, rule, states)
             if level != "image":
                 profiles = aggregate(profiles, "well", function=function, trim=trim)
             _write(file, [_table(profiles, screen.manifest)], {})
@@ -135,9 +155,14 @@ def _started(out: Path, about: dict[str, Any]) -> Path:
     return folder
 
 
-def _plate(model: Model, reader: Reader, context: ContextRows, rule: Adapter) -> Profiles:
+def _plate(
+    model: Model, reader: Reader, context: ContextRows, rule: Adapter, states: States | None
+) -> Profiles:
     """The profiles of one context's images, empty wells included."""
-    adapted = rule.fit(model.method.predictor, reader.context(shown(context, rule)))
+    if states is None:
+        adapted = rule.fit(model.method.predictor, reader.context(shown(context, rule)))
+    else:
+        adapted = rule.restore(model.method.predictor, states.state(context.name))
     coded = reader.coded
     rows = np.flatnonzero(coded.context == coded.contexts.index(context.name))
     x = features_of(adapted, reader, rows)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from evenfield.adapt.base import ADAPTERS, Adapter
 from evenfield.config import from_dict, to_dict
@@ -14,8 +17,13 @@ from evenfield.data.dataset import Reader
 from evenfield.data.sampler import ContextRows
 from evenfield.data.split import Units, units
 from evenfield.data.store import Screen
-from evenfield.records import digest
+from evenfield.errors import InputError
+from evenfield.records import digest, file_sha256
+from evenfield.train import checkpoint
 from evenfield.train.checkpoint import Model
+
+INDEX = "adapted.json"
+"""What a folder of adapted states says about them."""
 
 
 def make_adapter(name: str, options: Mapping[str, Any] | None = None) -> Adapter:
@@ -76,3 +84,62 @@ def shown(context: ContextRows, adapter: Adapter) -> ContextRows:
         return context
     controls = context.controls if adapter.uses_controls else context.controls[:0]
     return replace(context, perturbed=context.perturbed[:0], controls=controls)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class States:
+    """The adapted states that `adapt` or `online` wrote, one a plate.
+
+    Attributes:
+        folder: Where they lie.
+        index: What `adapted.json` says.
+        rule: The adapter that restores them.
+    """
+
+    folder: Path
+    index: dict[str, Any]
+    rule: Adapter
+
+    def of_these(self, contexts: list[ContextRows]) -> list[ContextRows]:
+        """The plates that are read: a stream's need not be all of a screen's."""
+        if "online" not in self.index:
+            return contexts
+        return [context for context in contexts if context.name in self.index["plates"]]
+
+    def state(self, plate: str) -> dict[str, Tensor]:
+        """The adapted state of a plate.
+
+        Raises:
+            InputError: It has none.
+        """
+        if plate not in self.index["plates"]:
+            raise InputError(
+                f"{self.folder} has no state of plate {plate!r}",
+                fix="run `evenfield adapt` on this screen",
+            )
+        return checkpoint.load(self.folder / self.index["plates"][plate]["file"])["state"]
+
+    def about(self) -> str:
+        """A checksum of the index: other states, other checksum."""
+        return file_sha256(self.folder / INDEX)
+
+
+def open_states(folder: Path, model: Model) -> States:
+    """Adapted states of a model.
+
+    Raises:
+        InputError: There are none, or they are of another model.
+    """
+    path = folder / INDEX
+    if not path.exists():
+        raise InputError(
+            f"{folder} holds no adapted states",
+            fix="give a folder that `evenfield adapt` or `evenfield online` wrote",
+        )
+    index = json.loads(path.read_text(encoding="utf-8"))
+    if index["model"] != model_id(model):
+        raise InputError(
+            f"{folder} was adapted from another model", fix="adapt again with this run"
+        )
+    rule = make_adapter(index["adapter"], index["options"])
+    return States(folder=folder, index=index, rule=rule)

@@ -169,3 +169,31 @@ def test_a_correction_of_a_file_of_settings_is_applied_to_a_later_plate(native, 
     assert len(found) == late.sum()
     with pytest.raises(InputError, match="either --steps or --config"):
         api.fit_correction(profiles, tmp_path / "d.npz", steps=["tvn"], config=config)
+
+
+def test_adapted_states_are_used_as_they_are(tiny, trained, native, tmp_path):
+    """States of `adapt` give what adapting now gives; those of another model are refused."""
+    states = api.adapt(trained, tiny.folder, tmp_path / "states", adapter="native")
+    model = open_model(trained / "best.pt")
+    out = tmp_path / "a.parquet"
+    about = embedding.embed(model, tiny, out, adapted=states)
+    one, two = read_profiles(out), read_profiles(native)
+    np.testing.assert_array_equal(one.features, two.features)
+    assert one.metadata.equals(two.metadata)
+    assert about["states"]
+    index = json.loads((states / "adapted.json").read_text())
+    assert index["adapter"] == about["adapter"] != "source"
+    (states / "adapted.json").write_text(json.dumps({**index, "model": "another"}))
+    with pytest.raises(InputError, match="another model"):
+        embedding.embed(model, tiny, tmp_path / "b.parquet", adapted=states)
+    with pytest.raises(InputError, match="no adapted states"):
+        embedding.embed(model, tiny, tmp_path / "b.parquet", adapted=tmp_path)
+    lacking = {**index, "plates": dict(list(index["plates"].items())[1:])}
+    (states / "adapted.json").write_text(json.dumps(lacking))
+    with pytest.raises(InputError, match="no state of plate"):
+        embedding.embed(model, tiny, tmp_path / "b.parquet", adapted=states)
+    stream = {**lacking, "online": {}}  # a stream has followed some of the plates
+    (states / "adapted.json").write_text(json.dumps(stream))
+    embedding.embed(model, tiny, tmp_path / "c.parquet", adapted=states)
+    followed = read_profiles(tmp_path / "c.parquet").metadata["Metadata_Plate"]
+    assert set(followed) == set(lacking["plates"])
