@@ -44,9 +44,8 @@ SCORE_HEADS = (
     ("95 % interval", "n"),
     ("change", "n"),
     ("cells alone", "n"),
-    ("chance", "n"),
-    ("ceiling", "n"),
-    ("scored, interval", "n"),
+    ("chance – ceiling", "n"),
+    ("scored", "n"),
 )
 
 
@@ -205,7 +204,8 @@ def _scores(asked: Sequence[Asked], found: ProfileVerdict) -> list[dict[str, Any
             if item.baselines:
                 counts = " / ".join(f"{value:.3f}" for value in item.baselines.values())
             score = answer.score
-            chance = "–" if score.chance is None else f"{score.chance:.3f}"
+            chance = "?" if score.chance is None else f"{score.chance:.3f}"
+            ceiling = f"{score.ceiling:.3f}".removesuffix(".000")
             unit = level_name(item.question.by)
             num = f"{score.num:,}".replace(",", " ")
             lines.append(
@@ -214,14 +214,13 @@ def _scores(asked: Sequence[Asked], found: ProfileVerdict) -> list[dict[str, Any
                     "question": item.question.name,
                     "key": item.question.key,
                     "table": answer.table,
-                    "direction": "higher" if item.question.higher else "lower",
+                    "direction": "more" if item.question.higher else "fewer",
                     "cells": [
                         (f"{answer.value:.3f}", f"{answer.value:.6f}"),
                         (bounds, _sortable(answer.low)),
                         (gain, _sortable(answer.gain.mean if answer.gain else None)),
                         (counts, _sortable(next(iter(item.baselines.values()), None))),
-                        (chance, _sortable(score.chance)),
-                        (f"{score.ceiling:.3f}".removesuffix(".000"), _sortable(score.ceiling)),
+                        (f"{chance} – {ceiling}", _sortable(score.chance)),
                         (f"{num} by {unit}", str(score.num)),
                     ],
                 }

@@ -181,9 +181,9 @@ def questions(aligned: Aligned) -> list[Question]:
                 )
             )
     for column, name in kinds:
-        found.append(_neighbours(column, name, alone))
+        found.append(_neighbours(column, name, alone, _unit(metadata, column)))
     if controls.any() and kinds:
-        found.append(_probe(*kinds[-1]))
+        found.append(_probe(*kinds[-1], _unit(metadata, kinds[-1][0])))
     return found
 
 
@@ -219,7 +219,12 @@ def _across(column: str, name: str, alone: str) -> Question:
     )
 
 
-def _neighbours(column: str, name: str, alone: str) -> Question:
+def _unit(metadata: pd.DataFrame, column: str) -> str:
+    """What is resampled: the level itself, or plates where it has too few names for an interval."""
+    return column if metadata[column].nunique() >= LEAST_UNITS else "Metadata_Plate"
+
+
+def _neighbours(column: str, name: str, alone: str, unit: str) -> Question:
     doubt = ""
     if alone == column:
         doubt = (
@@ -233,13 +238,13 @@ def _neighbours(column: str, name: str, alone: str) -> Question:
         measure="share of wells",
         metric="same-domain-neighbours",
         level=column,
-        by=column,
+        by=unit,
         match=("Metadata_Plate", "Metadata_Well"),
         doubt=doubt,
     )
 
 
-def _probe(column: str, name: str) -> Question:
+def _probe(column: str, name: str, unit: str) -> Question:
     return Question(
         key=f"probe-{name}",
         name=f"Controls that tell their {name}",
@@ -247,7 +252,7 @@ def _probe(column: str, name: str) -> Question:
         measure="share of controls",
         metric="domain-probe-controls",
         level=column,
-        by=column,
+        by=unit,
         match=("Metadata_Plate", "Metadata_Well"),
     )
 
