@@ -36,6 +36,7 @@ from evenfield.correct.base.linear import (
     principal,
     rank_of,
     scatter,
+    settled,
     shrinkage,
     towards_identity,
 )
@@ -140,6 +141,8 @@ class Sphering(Corrector):
         value, vector = principal(cov)
         if short and config.few == "reduce":
             value, vector = value[:rank], vector[:, :rank]
+        elif short and config.kind == "pca":
+            vector = settled(vector, rank)
         whiten = vector / np.sqrt(value + config.epsilon)
         if config.kind != "pca":
             whiten = whiten @ vector.T

@@ -16,7 +16,8 @@ Where this file departs from EFAAR's code, and why:
                    batch with no more controls than features: what its controls happen to vary in
                    is noise. Its covariance is mixed with the identity, which is typical after step
                    3, in the ratio of its controls to the number of features, with a warning.
-    signs          Of components are fixed; a sign changes no distance and no cosine.
+    signs          Of components are fixed, and so is the basis of those in which no control varies;
+                   neither changes a distance or a cosine, but medians of wells see the basis.
 
 As there, means of batches are left alone: put `standardise` by plate before it.
 """
@@ -35,6 +36,7 @@ from evenfield.correct.base.linear import (
     rank_of,
     ridged_inverse_root,
     scatter,
+    settled,
     shrinkage,
 )
 from evenfield.data.roles import some
@@ -83,6 +85,7 @@ class TVN(DomainCorrector):
         value, vector = principal(cov)
         rank = rank_of(value)
         if n <= len(value) or rank < len(value):
+            vector = settled(vector, rank)
             weight = max(shrinkage(x, centre, scale, cov), 1e-3)
             value = (1 - weight) * value + weight * value.mean()
             warn("tvn", f"{n} controls of rank {rank} for {len(value)} features: their covariance "

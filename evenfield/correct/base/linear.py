@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 from jaxtyping import Float
+from scipy.linalg import qr
 
 _ROWS = 8192
 """Rows that are converted to float64 at once."""
@@ -96,6 +97,25 @@ def rank_of(value: Float[np.ndarray, " d"]) -> int:
     2
     """
     return int((value > 1e-10 * value.max()).sum())
+
+
+def settled(vector: Float[np.ndarray, "d d"], rank: int) -> Float[np.ndarray, "d d"]:
+    """The same vectors, those beyond the rank in the one basis that pivoted QR finds.
+
+    Directions without variance have equal eigenvalues, so that any rotation of them is as right,
+    and rounding (the number of threads) would choose one. Cosines of rows do not see it, but
+    medians of rows do.
+
+    >>> a, b = np.eye(3), np.eye(3)[:, [0, 2, 1]]
+    >>> bool((settled(a, 1) == settled(b, 1)).all())
+    True
+    """
+    rest = vector[:, rank:]
+    if rest.shape[1] < 2:
+        return vector
+    rotation, upper, _ = qr(rest.T, mode="economic", pivoting=True)
+    sign = np.where(np.diag(upper) < 0, -1.0, 1.0)
+    return np.concatenate([vector[:, :rank], rest @ (rotation * sign)], axis=1)
 
 
 def ridged_inverse_root(
