@@ -129,8 +129,8 @@ def trade(biology: Asked, batch: Asked, best: str) -> Markup:
             line = {"x1": left, "x2": width - right, "y1": y(level), "y2": y(level)}
             parts.append(element("line", title(f"{text}: {level:.3f}"), **line, class_=class_))
             # Where the two lines nearly meet, the lower one has its name below it.
-            other = counts if class_ == "chance" else chance
-            is_lower = other is not None and level < other and y(level) - y(other) < 16
+            partner = counts if class_ == "chance" else chance
+            is_lower = partner is not None and level < partner and y(level) - y(partner) < 16
             down = 13 if is_lower else -5
             at = {"x": width - right - 6, "y": y(level) + down, "class_": f"tick end {class_}"}
             parts.append(element("text", text, **at))
