@@ -40,9 +40,12 @@ MIXES: dict[str, Any] = {
     "weight_similarity": 0.3,
     "weight_risk": 1.0,
     "normalise": "image",
+    "ce_input": "original",
+    "test_input": "original",
 }
 """ContriMix for fluorescence, small enough for two cores; with the published weights attributes
-collapse in so short a training. The classifier's input is normalised as published for RxRx1."""
+collapse in so short a training. The classifier's input is normalised as published for RxRx1; it
+learns from originals and mixes, since after so few steps a reconstruction loses too much."""
 MARGIN: dict[str, Any] = {"s": 10.0, "m": 0.1}
 """Of the margin heads: 8 classes in so few steps do not take the published 30 and 0.3."""
 
