@@ -6,8 +6,9 @@
     python benchmarks/coda_table.py table benchmarks/records/coda
 
 `run` simulates two laboratories for each seed (the seed of the screen is that of the training) and
-takes the four steps of the preset `coda-labs`; `jump` those of `coda-jump-target2`. Both go on
-where they were stopped. On the images of n plates of the target, without a label:
+takes the four steps of the preset `coda_labs`; `jump` those of `coda_jump_target2`. Both go on
+where they were stopped, and print after step 2 whether step 1 has collapsed. On the images of n
+plates of the target, without a label:
 
     frozen          the classifier on the source's encoder, as it is
     statistics      the same with BatchNorm's statistics of each plate (adapter `batch`): seconds
@@ -59,7 +60,7 @@ from evenfield.train.run import fit
 RECORDS = Path(__file__).parent / "records" / "coda"
 NUMBERS = (1, 2, 4, 0)
 """How many plates are adapted on; 0 = all."""
-LONGER = 6
+LONGER = 4
 WATCHED = {"anchor": 0.3, "patience": 5, "drift": 3.0}
 CHUNK = 256
 
@@ -88,6 +89,11 @@ def run(out: Path, seeds: list[int], arms: list[str]) -> None:
 def fill(screen: Screen, coda: Coda, out: Path, seed: int, arms: list[str]) -> None:
     """Train, adapt and judge what `out` does not hold yet."""
     trained = train(screen, coda, out, seed)
+    last = json.loads((out / "pretrained" / "history.jsonl").read_text().splitlines()[-1])
+    uniform = np.log(trained.pretrained.method.config.num_outputs)
+    inside = in_domain(trained).value
+    print(f"seed {seed}: loss of step 1 {last['losses']['dino']:.3f} (uniform outputs: "
+          f"{uniform:.3f}), in-domain accuracy after step 2 {inside:.3f}", flush=True)  # fmt: skip
     done = {record.cell for record in read(out)} if (out / "records.jsonl").exists() else set()
 
     def note(name: str, number: int, found: list[Record]) -> None:

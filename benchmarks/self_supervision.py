@@ -1,6 +1,7 @@
 """DINO against CDCL (and BYOL, SimCLR): what profiles know of mechanisms, and what of batches.
 
     python benchmarks/self_supervision.py run OUT [--seeds 0 1 2] [--arms dino cdcl]
+    python benchmarks/self_supervision.py tune OUT [--arms dino]
     python benchmarks/self_supervision.py weeks OUT --screen SCREEN [--seeds 0]
     python benchmarks/self_supervision.py keep OUT
     python benchmarks/self_supervision.py table benchmarks/records/self_supervision
@@ -9,7 +10,10 @@
 training), trains the arms of the preset `cdcl-labs` on four of them, and judges profiles of wells
 of the other two: as they are, and with every plate's DMSO wells as mean 0 (and one pooled standard
 deviation). `weeks` does the same with crops of BBBC021 and weeks that were left out (preset
-`cdcl-weeks`; four folds). Both go on where they were stopped. `keep` puts what is committed into
+`cdcl-weeks`; four folds). `tune` is for the teacher's temperature and momentum of the preset: on
+the screen of seed 100, which is not among the results, it trains DINO and CDCL for half as long
+with several of them and prints what wells of the TRAINING laboratories that select say; no held-out
+laboratory is looked at. All go on where they were stopped. `keep` puts what is committed into
 benchmarks/records/self_supervision; `table` prints Markdown: means over held-out batches of all
 seeds, their bootstrap intervals, and paired differences from DINO.
 
@@ -29,6 +33,7 @@ Measured on held-out batches, never on images that were trained on:
 from __future__ import annotations
 
 import argparse
+import json
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -45,6 +50,7 @@ from evenfield.config import RunConfig
 from evenfield.correct import CORRECTORS
 from evenfield.data.profiles import read_profiles
 from evenfield.data.simulate import simulate
+from evenfield.data.split import make_split, units
 from evenfield.data.store import Screen
 from evenfield.metrics.base import PROFILE_METRICS, ProfileMetric, Score
 from evenfield.metrics.bootstrap import interval, paired_interval
@@ -57,6 +63,10 @@ RECORDS = Path(__file__).parent / "records" / "self_supervision"
 BATCH = "Metadata_Batch"
 WEEKS = (("Week1", "Week6"), ("Week2", "Week8", "Week10"), ("Week3", "Week9"),
          ("Week4", "Week5", "Week7"))  # fmt: skip
+WELL = ["Metadata_Plate", "Metadata_Well"]
+TUNE_SEED = 100
+SETTINGS = ((0.02, 0.98), (0.03, 0.98), (0.03, 0.996), (0.07, 0.996))
+"""Temperature of the teacher, and its momentum at the start."""
 METRICS = ("knn", "knn-rare", "nsc", "linear-probe", "kbet", "domain-probe", "effective-rank")
 Judge = Callable[[Profiles, tuple[str, ...]], dict[str, dict[str, tuple[float, int]]]]
 """Profiles and held-out batches to {metric: {unit: (value, number of items)}}."""
@@ -76,6 +86,38 @@ def weeks(out: Path, screen: Path, seeds: list[int], arms: list[str]) -> None:
         measure(api.open_screen(screen), grid, out / f"weeks-{seed}", seed, arms, of_weeks)
 
 
+def tune(out: Path, arms: list[str]) -> None:
+    """Print loss, rank and kNN accuracy on the source's validation wells, by temperature."""
+    folder = out / "screens" / f"labs-{TUNE_SEED}"
+    if not folder.exists():
+        simulate(labs_screen(TUNE_SEED), folder)
+    screen, grid = api.open_screen(folder), cdcl_labs()
+    fold = grid.folds[0]
+    coded = units(screen.manifest, screen.roles)
+    rows = make_split(coded, fold_config(grid.split, fold)).validation
+    wells = set(map(tuple, screen.manifest.loc[rows, WELL].to_numpy()))
+    print("| encoder | temperature | momentum | loss (uniform: ln K) | effective rank | knn |")
+    print("| --- " * 6 + "|")
+    for arm in grid.arms:
+        if arm.method not in ("dino", "cdcl") or (arms and arm.label not in arms):
+            continue
+        short = replace(arm.train, epochs=max(1, arm.train.epochs // 2))
+        for tau, momentum in SETTINGS[:1] if arm.label == "untrained" else SETTINGS:
+            teacher = {"tau_teacher": tau, "tau_start": tau / 1.5, "momentum_start": momentum}
+            tried = replace(arm, train=short, options={**arm.options, **teacher})
+            run = out / "tune" / digest([arm.label, str(tau), str(momentum)])
+            profiles = profiles_of(screen, grid, tried, fold, TUNE_SEED, run)
+            own = [tuple(well) in wells for well in profiles.metadata[WELL].to_numpy()]
+            new = part(profiles, own)
+            last = json.loads((run / "history.jsonl").read_text().splitlines()[-1])
+            uniform = 1.0 if arm.method == "cdcl" else np.log(tried.options["num_outputs"])
+            rank = effective_rank(new, "all")["effective-rank"]["all"][0]
+            score = nearest_five()(new).value or 0.0
+            loss = last["losses"]["dino"]
+            print(f"| {arm.label} | {tau:g} | {momentum:g} | {loss:.3f} ({uniform:.3f}) "
+                  f"| {rank:.1f} | {100 * score:.1f} |", flush=True)  # fmt: skip
+
+
 def measure(
     screen: Screen, grid: GridConfig, out: Path, seed: int, arms: list[str], judge: Judge
 ) -> None:
@@ -83,16 +125,16 @@ def measure(
     done = {record.cell for record in read(out)} if (out / "records.jsonl").exists() else set()
     for fold in grid.folds:
         for arm in grid.arms:
-            cell = digest([arm.label, *fold, str(seed)])
-            if cell in done or (arms and arm.label not in arms):
+            name = digest([arm.label, *fold, str(seed)])
+            if digest([name, "standardise"]) in done or (arms and arm.label not in arms):
                 continue
-            profiles = profiles_of(screen, grid, arm, fold, seed, out / "runs" / cell)
+            profiles = profiles_of(screen, grid, arm, fold, seed, out / "runs" / name)
             found = []
             for correction, table in corrected(profiles).items():
                 base = Record(kind="value", metric="", protocol="new-batch", method=arm.label,
                               adapter=correction, level="well", unit_role="domain", seed=seed,
                               fold="+".join(fold), screen=screen.fingerprint,
-                              cell=cell)  # fmt: skip
+                              cell=digest([name, correction]))  # fmt: skip
                 found += [
                     replace(base, metric=metric, unit=unit, value=value, num=num)
                     for metric, units in judge(table, fold).items()
@@ -244,7 +286,7 @@ def span(low: float | None, high: float | None, factor: int, sign: str) -> str:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=["run", "weeks", "keep", "table"])
+    parser.add_argument("what", choices=["run", "tune", "weeks", "keep", "table"])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--screen", type=Path, help="a screen of BBBC021's crops, for weeks")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
@@ -254,6 +296,8 @@ if __name__ == "__main__":
     given = parser.parse_args()
     if given.what == "run":
         run(given.folder, given.seeds, given.arms)
+    elif given.what == "tune":
+        tune(given.folder, given.arms)
     elif given.what == "weeks":
         weeks(given.folder, given.screen, given.seeds, given.arms)
     elif given.what == "keep":

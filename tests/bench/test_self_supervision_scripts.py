@@ -16,7 +16,7 @@ from evenfield.train.online_config import OnlineConfig
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 SMALL = {"num_outputs": 12, "hidden": 16, "bottleneck": 8, "freeze_last": 0.0}
 CROPS = Crops(global_side=16, local_side=8, num_local=2)
-pytestmark = pytest.mark.filterwarnings("ignore:pairs by")
+pytestmark = pytest.mark.filterwarnings("ignore:pairs by", "ignore:standardise")
 
 
 def labs(seed, sources, batches):
@@ -65,6 +65,12 @@ def test_self_supervision(tmp_path, monkeypatch, capsys):
     assert sum(line.startswith("| cdcl |") for line in text.splitlines()) == 2
     knn = [r.value for r in found if (r.metric, r.method, r.adapter) == ("knn", "dino", "none")]
     assert f"| dino | {100 * np.mean(knn):.1f} (" in text
+    made["tune"](tmp_path, ["untrained", "cdcl"])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(" | ")[:3] for line in lines[2:]] == [
+        ["| untrained", "0.02", "0.98"],
+        *(["| cdcl", f"{tau}", f"{momentum}"] for tau, momentum in made["SETTINGS"]),
+    ]
 
 
 def test_coda_table(tmp_path, monkeypatch, capsys):
@@ -108,5 +114,6 @@ def test_coda_table(tmp_path, monkeypatch, capsys):
     made["keep"](tmp_path, tmp_path / "kept")
     made["table"](tmp_path / "kept")
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith("In-domain ")
+    assert [line.split(":")[0] for line in lines[:2]] == ["seed 5", "seed 5"]
+    assert lines[2].startswith("In-domain ")
     assert sum(line.startswith("| coda |") for line in lines) == 3
