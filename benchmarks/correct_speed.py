@@ -177,6 +177,8 @@ def compare(given: argparse.Namespace, task: str, peer: str) -> None:
         "domains": given.domains,
         "controls": given.controls,
     }
+    if given.note:
+        line["note"] = given.note
     seconds = {name: round(median(values), 3) for name, values in times.items()}
     print(json.dumps(line | {"seconds": seconds}), flush=True)
     if given.keep:
@@ -192,6 +194,7 @@ def main() -> None:
     parser.add_argument("--controls", type=float, default=1 / 6, help="share of control rows")
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--task", choices=list(PEERS), help="one pair only")
+    parser.add_argument("--note", default="", help="what a reader of the record should know")
     parser.add_argument("--keep", action="store_true", help="append to benchmarks/records")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     parser.add_argument("--answer", help=argparse.SUPPRESS)

@@ -185,6 +185,8 @@ def measure_memory(given: argparse.Namespace) -> None:
         "before_mib": before // 2**10,
         "peak_mib": peak // 2**10,
     }
+    if given.note:
+        values["note"] = given.note
     print(json.dumps({"benchmark": "metrics_memory", **values, "seconds": round(seconds, 2)}))
     if not given.dry:
         keep("metrics_memory", values, {"ours": [seconds]})
@@ -205,6 +207,8 @@ def report(
         "ratios": {peer: round(ratio(times, "ours", peer), 5) for peer in peers if peer in times},
         "absent": [peer for peer in peers if peer not in times],
     }
+    if given.note:
+        line["note"] = given.note
     seconds = {call: round(median(found), 3) for call, found in times.items()}
     print(json.dumps({"benchmark": name, **line, "seconds": seconds}), flush=True)
     if not given.dry:
@@ -230,6 +234,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=20_000, help="of the part `large`")
     parser.add_argument("--many", type=int, default=50_000, help="of the part `memory`")
     parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--note", default="", help="what a reader of the record should know")
     parser.add_argument("--dry", action="store_true", help="print only, append no record")
     given = parser.parse_args()
     warnings.simplefilter("ignore", EvenfieldWarning)
