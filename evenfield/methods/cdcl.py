@@ -33,7 +33,7 @@ from torch import Tensor, nn
 
 from evenfield.errors import InputError
 from evenfield.methods.base import METHODS, Method, check_range, cross_entropy
-from evenfield.nn.dino_head import DINOHead
+from evenfield.nn.dino_head import head_for
 from evenfield.nn.distillation import (
     Settings,
     StudentTeacher,
@@ -110,8 +110,7 @@ class CDCL(Method):
         nn.Module.__init__(self)
         del c
         self.config = config
-        head = DINOHead(d, config.num_outputs, hidden=config.hidden, bottleneck=config.bottleneck)
-        self.networks = StudentTeacher(backbone, head)
+        self.networks = StudentTeacher(backbone, head_for(config, d))
         self.predictor = Predictor(self.networks.teacher, nn.Linear(d, k))
         self.register_buffer("centre", torch.zeros(config.num_domains, config.num_outputs))
         self.register_buffer("share", torch.zeros(config.num_domains))

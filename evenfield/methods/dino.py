@@ -30,7 +30,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from evenfield.methods.base import METHODS, Method, cross_entropy
-from evenfield.nn.dino_head import DINOHead
+from evenfield.nn.dino_head import head_for
 from evenfield.nn.distillation import (
     Settings,
     StudentTeacher,
@@ -72,8 +72,7 @@ class DINO(Method):
         nn.Module.__init__(self)
         del c
         self.config = config
-        head = DINOHead(d, config.num_outputs, hidden=config.hidden, bottleneck=config.bottleneck)
-        self.networks = StudentTeacher(backbone, head)
+        self.networks = StudentTeacher(backbone, head_for(config, d))
         self.predictor = Predictor(self.networks.teacher, nn.Linear(d, k))
         self.register_buffer("centre", torch.zeros(config.num_outputs))
         self._seen: list[Tensor] = []

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from evenfield.nn.distillation import Settings
 from evenfield.nn.heads import unit
 from evenfield.nn.vit import linear
 
@@ -28,20 +29,22 @@ class DINOHead(nn.Module):
         k: Number of outputs.
         hidden: Width of the two hidden layers.
         bottleneck: Dimension of the sphere's space.
+        batch_norm: Whether the hidden layers are normalised (an option of the authors' code).
 
     Attributes:
         directions: (k, bottleneck) of any length: only where they point counts.
     """
 
-    def __init__(self, d: int, k: int, *, hidden: int, bottleneck: int) -> None:
+    def __init__(
+        self, d: int, k: int, *, hidden: int, bottleneck: int, batch_norm: bool = False
+    ) -> None:
         super().__init__()
-        self.mlp = nn.Sequential(
-            linear(d, hidden),
-            nn.GELU(),
-            linear(hidden, hidden),
-            nn.GELU(),
-            linear(hidden, bottleneck),
-        )
+        layers: list[nn.Module] = []
+        for before in (d, hidden):
+            layers += [linear(before, hidden)]
+            layers += [nn.BatchNorm1d(hidden)] if batch_norm else []
+            layers += [nn.GELU()]
+        self.mlp = nn.Sequential(*layers, linear(hidden, bottleneck))
         self.directions = nn.Parameter(torch.empty(k, bottleneck))
         nn.init.trunc_normal_(self.directions, std=0.02)
 
@@ -53,3 +56,14 @@ class DINOHead(nn.Module):
         with torch.autocast(z.device.type, enabled=False):
             directions = self.directions.detach() if frozen_last else self.directions
             return F.linear(unit(hidden), unit(directions))
+
+
+def head_for(settings: Settings, d: int) -> DINOHead:
+    """The head that the settings describe, on d features."""
+    return DINOHead(
+        d,
+        settings.num_outputs,
+        hidden=settings.hidden,
+        bottleneck=settings.bottleneck,
+        batch_norm=settings.head_norm,
+    )

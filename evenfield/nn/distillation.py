@@ -33,6 +33,8 @@ class Settings:
         num_outputs: Outputs of the heads, K.
         hidden: Width of the hidden layers of the heads.
         bottleneck: Dimension of the sphere in the heads.
+        head_norm: BatchNorm in the hidden layers of the heads; without it a small network's images
+            start so alike that, centred, all get one answer.
         tau_student: Temperature of the student.
         tau_start: Temperature of the teacher at the start.
         tau_teacher: Temperature of the teacher after its warm-up.
@@ -51,6 +53,7 @@ class Settings:
     num_outputs: int = 4096
     hidden: int = 2048
     bottleneck: int = 256
+    head_norm: bool = False
     tau_student: float = 0.1
     tau_start: float = 0.04
     tau_teacher: float = 0.07

@@ -80,6 +80,13 @@ def test_head_gives_cosines_of_fixed_gain():
         assert head(z).dtype == torch.float32
 
 
+def test_batchnorm_in_the_head_takes_out_what_all_images_share():
+    z = torch.randn(32, 4, generator=torch.Generator().manual_seed(0))
+    for batch_norm in (False, True):
+        head = DINOHead(4, 7, hidden=16, bottleneck=8, batch_norm=batch_norm)
+        assert torch.allclose(head(z), head(z + 50), atol=1e-4) == batch_norm
+
+
 def test_centre_after_one_step_from_zero_is_a_tenth_of_the_batch_mean(make_backbone):
     method, batch = build(make_backbone), views_batch()
     t = copy.deepcopy(method).networks.teach(batch.global_views)[1]
