@@ -1,6 +1,7 @@
 """Robust methods on unseen simulated batches, by kind of batch effect.
 
     python benchmarks/robust.py run OUT [--kinds stain optics cells all] [--seeds 0 1 2]
+        [--arms erm "abra[image]"]
     python benchmarks/robust.py table benchmarks/records/robust
 
 `run` simulates one screen for each kind and seed (the seed of the screen is the seed of the
@@ -19,6 +20,8 @@ from pathlib import Path
 import numpy as np
 
 from evenfield import api
+from evenfield.bench.grid import run_grid
+from evenfield.bench.presets.robust import ROBUST
 from evenfield.metrics.bootstrap import interval, paired_interval
 from evenfield.records import append, read
 
@@ -26,13 +29,16 @@ KINDS = ("stain", "optics", "cells", "all")
 RECORDS = Path(__file__).parent / "records" / "robust"
 
 
-def run(out: Path, kinds: list[str], seeds: list[int], preset: str) -> None:
+def run(out: Path, kinds: list[str], seeds: list[int], preset: str, arms: list[str]) -> None:
+    whole = ROBUST[preset]()
+    chosen = tuple(arm for arm in whole.arms if not arms or arm.label in arms)
     for seed in seeds:
         for kind in kinds:
             screen = out / "screens" / f"{kind}-{seed}"
             if not screen.exists():
                 api.simulate(screen, preset=f"effect-{kind}", seed=seed)
-            api.bench(preset, screen, out / f"{kind}-{seed}", seeds=(seed,))
+            grid = replace(whole, arms=chosen, seeds=(seed,))
+            run_grid(api.open_screen(screen), grid, out / f"{kind}-{seed}")
 
 
 def keep(out: Path, target: Path) -> None:
@@ -57,6 +63,8 @@ def table(target: Path, yardsticks: list[str]) -> None:
     values: dict[tuple[str, str, str], dict[str, float]] = defaultdict(dict)
     order: list[str] = []
     for record in read(target):
+        if record.value is None:
+            continue
         values[record.fold, record.protocol, record.method][record.unit] = record.value
         if record.method not in order:
             order.append(record.method)
@@ -100,12 +108,13 @@ if __name__ == "__main__":
     parser.add_argument("folder", type=Path)
     parser.add_argument("--kinds", nargs="+", default=list(KINDS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--preset", default="robust")
+    parser.add_argument("--preset", default="robust", choices=list(ROBUST))
+    parser.add_argument("--arms", nargs="+", default=[], help="labels; all by default")
     parser.add_argument("--target", type=Path, default=RECORDS)
     parser.add_argument("--yardsticks", nargs="+", default=["erm", "erm[compute, colour]"])
     given = parser.parse_args()
     if given.what == "run":
-        run(given.folder, given.kinds, given.seeds, given.preset)
+        run(given.folder, given.kinds, given.seeds, given.preset, given.arms)
     elif given.what == "keep":
         keep(given.folder, given.target)
     else:
