@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 from jaxtyping import Float, Int, Integer
@@ -32,6 +32,9 @@ class Normaliser:
         channels: The names of the channels that it was fitted on.
         mean: (c,) of "dataset", in pixel values; None otherwise.
         std: (c,) of "dataset", in pixel values; None otherwise.
+
+    Raises:
+        InputError: There is no normalisation of this name.
     """
 
     def __init__(
@@ -41,6 +44,11 @@ class Normaliser:
         mean: Float[np.ndarray, " c"] | None = None,
         std: Float[np.ndarray, " c"] | None = None,
     ) -> None:
+        if normalise not in get_args(Normalisation):
+            raise InputError(
+                f"there is no normalisation {normalise!r}",
+                fix=f"choose one of: {', '.join(get_args(Normalisation))}",
+            )
         self.normalise = normalise
         self.channels = tuple(channels)
         self.mean = mean

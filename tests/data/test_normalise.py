@@ -125,6 +125,8 @@ def test_other_channels_and_controls_only_are_refused(screen):
         Normaliser("image", ("ER", "DNA")).affine(screen, np.arange(2))
     with pytest.raises(InputError, match="none of the 2 training images"):
         Normaliser.fit(screen, np.array([0, 3]), View())
+    with pytest.raises(InputError, match="no normalisation 'screen'"):
+        Normaliser.fit(screen, np.arange(2), View(normalise="screen"))
 
 
 @pytest.mark.parametrize("limit", [1, 5, 1 << 20])
