@@ -77,7 +77,6 @@ def read_profiles(
         where,
         missing=missing,
         repeated=repeated,
-        positions=positions,
     )
 
 
@@ -101,20 +100,18 @@ def from_anndata(
     """
     where = "the AnnData"
     parts = [_parted(table_of(data, where), Path(where), positions)]
-    return _accepted(parts, where, missing=missing, repeated=repeated, positions=positions)
+    return _accepted(parts, where, missing=missing, repeated=repeated)
 
 
 def _accepted(
-    parts: list[tuple[pd.DataFrame, pd.DataFrame]],
+    parts: list[tuple[pd.DataFrame, pd.DataFrame, list[str]]],
     where: str,
     *,
     missing: str,
     repeated: str,
-    positions: str,
 ) -> Profiles:
     """Tables in the house's form as one, if it holds what it may hold."""
-    if positions == "leave":
-        _tell_positions(parts, where)
+    _tell_positions(parts[0][2], where)
     profiles = _stacked(parts, where)
     if missing == "error":
         _refuse_missing(profiles, where)
@@ -173,8 +170,10 @@ def is_position(name: str) -> bool:
     return _POSITION.search(name) is not None
 
 
-def _parted(table: pd.DataFrame, path: Path, positions: str) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Metadata in the house's form, and features."""
+def _parted(
+    table: pd.DataFrame, path: Path, positions: str
+) -> tuple[pd.DataFrame, pd.DataFrame, list[str]]:
+    """Metadata in the house's form, features, and which features became metadata."""
     table.columns = [house_name(str(column)) for column in table.columns]
     table = _without_repeats(table, path)
     told = [c for c in table.columns if c.startswith(PREFIX)]
@@ -188,15 +187,15 @@ def _parted(table: pd.DataFrame, path: Path, positions: str) -> tuple[pd.DataFra
             fix=f"name them {PREFIX}... if they describe rows, or leave them out",
         )
     metadata = table[told].copy()
-    if positions == "leave":
-        for name in [c for c in features.columns if is_position(c)]:
-            metadata[PREFIX + name] = features.pop(name)
+    moved = [c for c in features.columns if is_position(c)] if positions == "leave" else []
+    for name in moved:
+        metadata[PREFIX + name] = features.pop(name)
     if not len(table) or not features.shape[1]:
         raise InputError(
             f"{path} has {len(table)} rows and {features.shape[1]} features",
             fix=f"give a table with rows, and columns of numbers that do not start with {PREFIX}",
         )
-    return _housed(metadata, path), features
+    return _housed(metadata, path), features, moved
 
 
 def _without_repeats(table: pd.DataFrame, path: Path) -> pd.DataFrame:
@@ -264,9 +263,9 @@ def _one_type(values: pd.Series) -> pd.Series:
 _NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?")
 
 
-def _stacked(parts: list[tuple[pd.DataFrame, pd.DataFrame]], where: str) -> Profiles:
+def _stacked(parts: list[tuple[pd.DataFrame, pd.DataFrame, list[str]]], where: str) -> Profiles:
     """Tables one below the other, features joined by name."""
-    tables = [features for _, features in parts]
+    tables = [features for _, features, _ in parts]
     names = tables[0].columns
     shared = names[[all(name in table.columns for table in tables) for name in names]]
     lost = len(set().union(*(set(table.columns) for table in tables))) - len(shared)
@@ -283,7 +282,7 @@ def _stacked(parts: list[tuple[pd.DataFrame, pd.DataFrame]], where: str) -> Prof
     narrow = all(dtype.kind == "f" and dtype.itemsize <= 4 for dtype in kinds)
     dtype = np.float32 if narrow else np.float64
     x = np.concatenate([table[shared].to_numpy(dtype=dtype, na_value=np.nan) for table in tables])
-    metadata = pd.concat([told for told, _ in parts], ignore_index=True)
+    metadata = pd.concat([told for told, *_ in parts], ignore_index=True)
     for column in metadata.columns:
         if column in _IDENTIFIERS and metadata[column].isna().any():
             metadata[column] = metadata[column].fillna("")
@@ -291,12 +290,11 @@ def _stacked(parts: list[tuple[pd.DataFrame, pd.DataFrame]], where: str) -> Prof
     return Profiles(features=x, names=tuple(shared), metadata=metadata)
 
 
-def _tell_positions(parts: list[tuple[pd.DataFrame, pd.DataFrame]], where: str) -> None:
-    told = [c for c in parts[0][0].columns if is_position(c.removeprefix(PREFIX))]
-    if told:
+def _tell_positions(moved: list[str], where: str) -> None:
+    if moved:
         warnings.warn(
-            f"{where}: {len(told)} column(s) tell positions or numbers of objects, not what they "
-            f"are like, and are metadata now ({some(told, 3)}); positions='keep' keeps them",
+            f"{where}: {len(moved)} column(s) tell positions or numbers of objects, not what they "
+            f"are like, and are metadata now ({some(moved, 3)}); positions='keep' keeps them",
             EvenfieldWarning,
             stacklevel=4,
         )

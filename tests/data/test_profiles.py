@@ -156,6 +156,10 @@ def test_positions_are_no_features(tmp_path):
         profiles = read_profiles(path)
     assert profiles.names == ("Cells_AreaShape_Area", "Nuclei_Texture_Mean")
     assert profiles.metadata.Metadata_Cells_Location_Center_X[0] == 1
+    write_profiles(profiles, tmp_path / "again.parquet")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # said once: what was written has none among its features
+        assert read_profiles(tmp_path / "again.parquet").names == profiles.names
     kept = read_profiles(path, positions="keep")
     assert "ImageNumber" in kept.names
 
