@@ -48,6 +48,7 @@ from evenfield.bench.presets.cdcl import cdcl_labs, cdcl_weeks, labs_screen
 from evenfield.bench.rules import fold_config
 from evenfield.config import RunConfig
 from evenfield.correct import CORRECTORS
+from evenfield.data.names import NEGCON
 from evenfield.data.profiles import read_profiles
 from evenfield.data.simulate import simulate
 from evenfield.data.split import make_split, units
@@ -60,7 +61,7 @@ from evenfield.train.run import fit
 from evenfield.types import Profiles
 
 RECORDS = Path(__file__).parent / "records" / "self_supervision"
-BATCH = "Metadata_Batch"
+BATCH, PLATE = "Metadata_Batch", "Metadata_Plate"
 WEEKS = (("Week1", "Week6"), ("Week2", "Week8", "Week10"), ("Week3", "Week9"),
          ("Week4", "Week5", "Week7"))  # fmt: skip
 WELL = ["Metadata_Plate", "Metadata_Well"]
@@ -158,8 +159,12 @@ def profiles_of(
 
 
 def corrected(profiles: Profiles) -> dict[str, Profiles]:
+    """As they are, and on the controls of each plate (of each batch where a plate has none)."""
     rule: Any = CORRECTORS["standardise"]
-    fitted = rule(rule.Config(scale="pooled")).fit(profiles)
+    told = profiles.metadata
+    bare = ~(told["Metadata_ControlType"] == NEGCON).groupby(told[PLATE]).transform("any")
+    domain = BATCH if bare.any() else PLATE
+    fitted = rule(rule.Config(scale="pooled", domain=domain)).fit(profiles)
     return {"none": profiles, "standardise": fitted.transform(profiles)}
 
 
