@@ -278,7 +278,7 @@ class ContriMix(Method):
                 parts["recon"] = worst_error(made[0] - image)
             else:
                 parts["recon"] = (predictor.signal.leave(mix[0], clip=False) - image).abs().mean()
-        mixes = mix.flatten(0, 1).contiguous(memory_format=torch.channels_last)
+        mixes = laid_out_as(image, mix.flatten(0, 1))
         if weight["attribute"]:
             again = predictor.attribute(mixes).reshape(attribute.shape)
             parts["attribute"] = (again - attribute).abs().mean()
@@ -294,7 +294,7 @@ class ContriMix(Method):
     ) -> Losses:
         """The classifier's losses over all versions of all images, in one pass."""
         config, m, seed = self.config, len(versions), derive(batch.seed, "contrimix classifier")
-        image = versions.flatten(0, 1).contiguous(memory_format=torch.channels_last)
+        image = laid_out_as(batch.image, versions.flatten(0, 1))
         if config.post_mix and self.training:
             image = turned_alike(image, config.post_mix_noise, generator(seed, "post mix"))
         if config.aggregate == "mean" and not config.cutmix:
@@ -352,6 +352,12 @@ def aggregated(
         return each_mn.amax(0)
     mean = each_mn.mean(0)
     return mean if how == "mean" else mean + 10 * (each_mn - mean).square().mean(0)
+
+
+def laid_out_as(image: Float[Tensor, "n c h w"], made: Tensor) -> Tensor:
+    """Images made of others, in their memory format (channels-last is mostly the quicker one)."""
+    last = torch.channels_last
+    return made.contiguous(memory_format=last) if image.is_contiguous(memory_format=last) else made
 
 
 def repeated(batch: Batch, m: int, image: Float[Tensor, "mn c h w"], seed: int) -> Batch:
