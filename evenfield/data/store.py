@@ -100,7 +100,7 @@ class ScreenWriter:
             "roles": asdict(self.roles),
             "provenance": dict(provenance),
         }
-        self._lock = threading.Lock()
+        self._lock, self._syncing = threading.Lock(), threading.Lock()
         self._file: pixelfile.PixelFile | None = None
         self._done = np.zeros(len(self.manifest), np.uint8)
         self._pending: list[np.ndarray] = []
@@ -220,20 +220,24 @@ class ScreenWriter:
             self._file.write(index, np.ascontiguousarray(images, dtype=self.dtype))
             with self._lock:
                 self._pending.append(index)
-                if time.monotonic() - self._synced >= self.sync_seconds:
-                    self._checkpoint()
+                due = time.monotonic() - self._synced >= self.sync_seconds
+                if due:  # the other threads go on decoding while this one waits for the disk
+                    self._synced = time.monotonic()
+            if due:
+                self._checkpoint()
 
     def _checkpoint(self) -> None:
         """Force the pixels to the disk, then mark them: a mark never precedes its pixels."""
-        if self._pending and self._file is not None:
-            self._file.sync()
-            for index in self._pending:
-                self._done[index] = 1
-            self._pending.clear()
-            temporary = self.partial / (_DONE + ".tmp")
-            temporary.write_bytes(self._done.tobytes())
-            temporary.replace(self.partial / _DONE)
-        self._synced = time.monotonic()
+        with self._syncing:
+            with self._lock:
+                written, self._pending = self._pending, []
+            if written and self._file is not None:
+                self._file.sync()
+                self._done[np.concatenate(written)] = 1
+                temporary = self.partial / (_DONE + ".tmp")
+                temporary.write_bytes(self._done.tobytes())
+                temporary.replace(self.partial / _DONE)
+            self._synced = time.monotonic()
 
     def __exit__(
         self,
