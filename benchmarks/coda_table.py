@@ -17,11 +17,15 @@ plates of the target, without a label:
     again           adapted with pairs on n plates of the SOURCE: is it the target that helps?
     long            `coda` (`oda` for n = 1) for LONGER times as many steps, the last state kept
     long, watched   the same with anchor and stopping rule: what these are for
+    home            `long` on the plates of the SOURCE, where there is no gap to close and only
+                    something to lose; judged on the labelled wells that no training has seen
+    home, watched   the same with anchor and stopping rule
 
-Every state is judged on all plates of the target, and on those it was adapted on. `table` prints
-means over plates of all seeds, and the share of the gap won back: (adapted - frozen) / (in-domain -
-frozen) on the same plates, in-domain being held-out wells (or the held-out plate) of the source;
-intervals are bootstrapped over plates (of a gain) or seeds.
+Every other state is judged on all plates of the target, and on those it was adapted on. `table`
+prints means over plates of all seeds, and the share of the gap won back: (adapted - frozen) /
+(in-domain - frozen) on the same plates, in-domain being held-out wells (or the held-out plate) of
+the source; intervals are bootstrapped over plates (of a gain) or seeds. Below it: what an
+adaptation at home costs.
 """
 
 from __future__ import annotations
@@ -31,11 +35,13 @@ import json
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from keep import of_screens
 
 from evenfield import api
 from evenfield.bench.presets.coda import (
@@ -60,6 +66,7 @@ from evenfield.train.run import fit
 RECORDS = Path(__file__).parent / "records" / "coda"
 NUMBERS = (1, 2, 4, 0)
 """How many plates are adapted on; 0 = all."""
+HOME = "home"
 LONGER = 4
 WATCHED = {"anchor": 0.3, "patience": 5, "drift": 3.0}
 CHUNK = 256
@@ -104,6 +111,8 @@ def fill(screen: Screen, coda: Coda, out: Path, seed: int, arms: list[str]) -> N
     if digest(["frozen", 0, seed]) not in done:
         frozen = judge(trained, {}, trained.target)
         note("frozen", 0, [*frozen, in_domain(trained)])
+    if digest([f"{HOME}, frozen", 0, seed]) not in done:
+        note(f"{HOME}, frozen", 0, at_home(trained, {}, {}))
     if digest(["statistics", 0, seed]) not in done:
         note("statistics", 0, statistics(trained))
     for number in NUMBERS:
@@ -119,7 +128,10 @@ def fill(screen: Screen, coda: Coda, out: Path, seed: int, arms: list[str]) -> N
             state = checkpoint.load(states / entry["file"])["state"]
             watch = {key: entry["watch"][key] for key in ("best_step", "stopped")}
             told = {"steps": entry["steps"], **watch}
-            note(name, number, judge(trained, state, chosen, told))
+            if name.startswith(HOME):
+                note(name, number, at_home(trained, state, told))
+            else:
+                note(name, number, judge(trained, state, chosen, told))
 
 
 def plan(online: OnlineConfig, number: int) -> list[tuple[str, OnlineConfig, bool]]:
@@ -136,6 +148,8 @@ def plan(online: OnlineConfig, number: int) -> list[tuple[str, OnlineConfig, boo
         found += [("coda", online, False), ("again", online, True)]
     if number < 2:
         found += [("long", longer, False), ("long, watched", replace(longer, **watched), False)]
+    if number == 0:
+        found += [(HOME, longer, True), (f"{HOME}, watched", replace(longer, **watched), True)]
     return found
 
 
@@ -167,8 +181,7 @@ def judge(
     told: dict[str, Any] | None = None,
 ) -> list[Record]:
     """Accuracy of a state on the labelled images of every plate of the target."""
-    rule, source = make_adapter("source"), trained.classifier.method.predictor
-    fitted = rule.restore(source, dict(state)) if state else rule.fit(source, empty(trained))
+    fitted = restored(trained, state)
     coded, found = trained.reader.coded, []
     rows = coded.by_context(np.flatnonzero(coded.label >= 0))
     for plate in trained.target:
@@ -193,9 +206,25 @@ def statistics(trained: Trained) -> list[Record]:
 
 def in_domain(trained: Trained) -> Record:
     """The frozen classifier on held-out images of the source."""
-    fitted = make_adapter("source").fit(trained.classifier.method.predictor, empty(trained))
-    right = correct(trained.reader, fitted, trained.in_domain)
+    right = correct(trained.reader, restored(trained, {}), trained.in_domain)
     return replace(value("in-domain", "all", right, {}), unit_role="all")
+
+
+def at_home(
+    trained: Trained, state: Mapping[str, torch.Tensor], told: dict[str, Any]
+) -> list[Record]:
+    """Accuracy of a state on the held-out images of every plate of the source."""
+    fitted, coded = restored(trained, state), trained.reader.coded
+    return [
+        value(HOME, plate, correct(trained.reader, fitted, rows), told)
+        for plate, rows in coded.by_context(trained.in_domain).items()
+    ]
+
+
+def restored(trained: Trained, state: Mapping[str, torch.Tensor]) -> Any:
+    """The classifier with an adapted state; without one as it was trained."""
+    rule, source = make_adapter("source"), trained.classifier.method.predictor
+    return rule.restore(source, dict(state)) if state else rule.fit(source, empty(trained))
 
 
 def empty(trained: Trained) -> Any:
@@ -219,20 +248,23 @@ def value(protocol: str, unit: str, right: np.ndarray, extra: dict[str, Any]) ->
                   extra=extra)  # fmt: skip
 
 
-def keep(out: Path, target: Path) -> None:
+def kept(record: Record, kind: str, seed: str) -> Record:
     """All values; the unit's name holds the seed, the fold the screen."""
-    (target / "records.jsonl").unlink(missing_ok=True)
-    for folder in sorted(path.parent for path in out.glob("*-*/records.jsonl")):
-        kind, seed = folder.name.rsplit("-", 1)
-        append(target, [replace(r, fold=kind, unit=f"{seed}:{r.unit}") for r in read(folder)])
+    return replace(record, fold=kind, unit=f"{seed}:{record.unit}")
+
+
+keep = partial(of_screens, kept=kept)
 
 
 def table(target: Path) -> None:
     found: dict[tuple[str, int], list[Record]] = defaultdict(list)
     inside: dict[tuple[str, int], float] = {}
+    home: dict[str, list[Record]] = defaultdict(list)
     for record in read(target):
         if record.protocol == "in-domain":
             inside[record.fold, record.seed] = record.value or 0.0
+        elif record.protocol == HOME:
+            home[record.method].append(record)
         else:
             found[record.method, record.num_images or 0].append(record)
     frozen = {(r.fold, r.unit): r.value or 0.0 for r in found["frozen", 0]}
@@ -246,11 +278,27 @@ def table(target: Path) -> None:
         cells = [*columns(own, frozen, inside), *columns(records, frozen, inside)]
         steps = sorted({str(kept_step(record)) for record in records if "steps" in record.extra})
         print(f"| {name} | {number or 'all'} | {' | '.join(cells)} | {', '.join(steps) or '–'} |")
+    if home:
+        print()
+        home_table(home)
+
+
+def home_table(home: Mapping[str, list[Record]]) -> None:
+    """What adapting to plates without a shift costs."""
+    print("| at home | accuracy | minus frozen | steps kept |\n| --- | --- | --- | --- |")
+    frozen = {(r.fold, r.unit): r.value or 0.0 for r in home[f"{HOME}, frozen"]}
+    for name, records in home.items():
+        mine = np.array([record.value or 0.0 for record in records])
+        base = np.array([frozen[record.fold, record.unit] for record in records])
+        gain = paired_interval(mine, base, np.array([record.unit for record in records]))
+        steps = sorted({kept_step(record) for record in records if "steps" in record.extra})
+        print(f"| {name} | {100 * mine.mean():.1f} | {100 * gain.mean:+.1f}"
+              f"{span(gain.low, gain.high)} | {', '.join(map(str, steps)) or '–'} |")  # fmt: skip
 
 
 def kept_step(record: Record) -> int:
     """The step whose state was kept."""
-    chosen = record.method == "long, watched"
+    chosen = record.method.endswith("watched")
     return int(record.extra["best_step" if chosen else "steps"])
 
 

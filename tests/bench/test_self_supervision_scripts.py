@@ -99,6 +99,7 @@ def test_coda_table(tmp_path, monkeypatch, capsys):
         *(("oda", n) for n in (1, 2, 4, 0)), *(("coda", n) for n in (2, 4, 0)),
         *(("again", n) for n in (2, 4, 0)),
         *((name, n) for name in ("long", "long, watched") for n in (1, 0)),
+        *((name, 0) for name in ("home, frozen", "home", "home, watched")),
     }  # fmt: skip
     by_state = {}
     for record in found:
@@ -109,6 +110,12 @@ def test_coda_table(tmp_path, monkeypatch, capsys):
         own = sum(record.extra["adapted"] for record in judged)
         expected = {"frozen": 3, "statistics": 3, "again": 0}.get(method, min(number or 3, 3))
         assert own == expected, (method, number)
+    inside = next(record for record in found if record.protocol == "in-domain")
+    home = [record for record in found if record.method == "home, frozen"]
+    assert sum(record.num for record in home) == inside.num  # held-out wells, by plate
+    right = sum(record.num * record.value for record in home)
+    assert right == pytest.approx(inside.num * inside.value, abs=1e-3)
+    assert not {r.unit for r in home} & {r.unit for r in by_state["frozen", 0]}
     made["run"](tmp_path, [5], [])
     assert len(records.read(tmp_path / "labs-5")) == len(found)
     made["keep"](tmp_path, tmp_path / "kept")
@@ -117,3 +124,4 @@ def test_coda_table(tmp_path, monkeypatch, capsys):
     assert [line.split(":")[0] for line in lines[:2]] == ["seed 5", "seed 5"]
     assert lines[2].startswith("In-domain ")
     assert sum(line.startswith("| coda |") for line in lines) == 3
+    assert any(line.startswith("| home, frozen | ") and "| +0.0 " in line for line in lines)
