@@ -7,10 +7,23 @@ and `benchmarks/context_grid.py` give the same tables for what is kept.
 """
 
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from evenfield.records import append, read
+from evenfield.records import Record, append, read
+
+Kept = Callable[[Record, str, str], Record | None]
+"""What is committed of a record of the screen of a kind and seed; None: nothing."""
+
+
+def of_screens(out: Path, target: Path, kept: Kept) -> None:
+    """The records of all folders KIND-SEED of `out` in one file; an older one is replaced."""
+    (target / "records.jsonl").unlink(missing_ok=True)
+    for folder in sorted(path.parent for path in out.glob("*-*/records.jsonl")):
+        kind, seed = folder.name.rsplit("-", 1)
+        found = (kept(record, kind, seed) for record in read(folder))
+        append(target, [record for record in found if record is not None])
 
 
 def main(source: Path, target: Path, metrics: set[str]) -> None:

@@ -15,15 +15,18 @@ over these batches.
 import argparse
 from collections import defaultdict
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
+from keep import of_screens
+from tables import span
 
 from evenfield import api
 from evenfield.bench.grid import run_grid
 from evenfield.bench.presets.robust import ROBUST
 from evenfield.metrics.bootstrap import interval, paired_interval
-from evenfield.records import append, read
+from evenfield.records import Record, read
 
 KINDS = ("stain", "optics", "cells", "all")
 RECORDS = Path(__file__).parent / "records" / "robust"
@@ -41,22 +44,16 @@ def run(out: Path, kinds: list[str], seeds: list[int], preset: str, arms: list[s
             run_grid(api.open_screen(screen), grid, out / f"{kind}-{seed}")
 
 
-def keep(out: Path, target: Path) -> None:
+def kept(record: Record, kind: str, seed: str) -> Record | None:
     """Values by held-out batch; the unit's name holds the screen, the fold its kind."""
-    (target / "records.jsonl").unlink(missing_ok=True)
-    for folder in sorted(path.parent for path in out.glob("*-*/records.jsonl")):
-        kind, seed = folder.name.rsplit("-", 1)
-        append(
-            target,
-            [
-                replace(record, fold=kind, unit=f"{seed}:{record.unit}",
-                        value=round(record.value, 6), versions={}, extra={}, config="")
-                for record in read(folder)
-                if record.kind == "value" and record.value is not None
-                and (record.level, record.unit_role, record.metric)
-                == ("image", "domain", "accuracy")
-            ],
-        )  # fmt: skip
+    where = (record.kind, record.level, record.unit_role, record.metric)
+    if record.value is None or where != ("value", "image", "domain", "accuracy"):
+        return None
+    return replace(record, fold=kind, unit=f"{seed}:{record.unit}", value=round(record.value, 6),
+                   versions={}, extra={}, config="")  # fmt: skip
+
+
+keep = partial(of_screens, kept=kept)
 
 
 def table(target: Path, yardsticks: list[str]) -> None:
@@ -94,12 +91,6 @@ def table(target: Path, yardsticks: list[str]) -> None:
                 )
                 cells.append(f"{100 * gap.mean:+.1f} ({span(gap.low, gap.high, '+')})")
             print("| " + " | ".join([*cells, str(len(new))]) + " |")
-
-
-def span(low: float | None, high: float | None, sign: str) -> str:
-    if low is None or high is None:
-        return "–"
-    return f"{100 * low:{sign}.1f} to {100 * high:{sign}.1f}"
 
 
 if __name__ == "__main__":

@@ -37,10 +37,12 @@ import json
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from keep import of_screens
 
 from evenfield import api
 from evenfield.bench.grid import Arm, GridConfig
@@ -226,20 +228,13 @@ def effective_rank(table: Profiles, unit: str) -> dict[str, dict[str, tuple[floa
     return {"effective-rank": {unit: (float(np.exp(-(share * np.log(share)).sum())), len(x))}}
 
 
-def keep(out: Path, target: Path) -> None:
-    """All values; the unit's name holds the seed, the fold the screen."""
-    (target / "records.jsonl").unlink(missing_ok=True)
-    for folder in sorted(path.parent for path in out.glob("*-*/records.jsonl")):
-        kind, seed = folder.name.rsplit("-", 1)
-        unit = "{unit}" if kind == "weeks" else f"{seed}:{{unit}}"
-        append(
-            target,
-            [
-                replace(record, fold=kind, unit=unit.format(unit=record.unit),
-                        value=round(record.value or 0.0, 6))
-                for record in read(folder)
-            ],
-        )  # fmt: skip
+def kept(record: Record, kind: str, seed: str) -> Record:
+    """All values; the fold is the screen, the unit's name holds its seed (all share the weeks)."""
+    unit = record.unit if kind == "weeks" else f"{seed}:{record.unit}"
+    return replace(record, fold=kind, unit=unit, value=round(record.value or 0.0, 6))
+
+
+keep = partial(of_screens, kept=kept)
 
 
 def table(target: Path, yardstick: str) -> None:

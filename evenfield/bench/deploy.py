@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,7 @@ from evenfield.profile.plates import (
     INDEX,
     choose,
     model_id,
+    open_index,
     open_states,
     plates,
     reader_for,
@@ -56,7 +56,7 @@ def adapt_plates(
         "screen": screen.fingerprint,
         "model": model_id(model),
     }
-    index = _open_index(out, about)
+    index = open_index(out, about, by="adapter")
     for context in track(list(plates(screen, model, reader.coded)), f"adapt ({rule.name})"):
         if context.name in index["plates"]:
             continue
@@ -66,23 +66,6 @@ def adapt_plates(
         index["plates"][context.name] = {"file": name, "sha256": file_sha256(out / name)}
         write_json(out / INDEX, index)
     return out
-
-
-def _open_index(out: Path, about: dict[str, Any]) -> dict[str, Any]:
-    path = out / INDEX
-    if path.exists():
-        index = json.loads(path.read_text(encoding="utf-8"))
-        if {key: index[key] for key in about} != about:
-            raise InputError(
-                f"{out} holds states of another model, screen or adapter",
-                fix="choose another folder",
-            )
-        return index
-    if out.exists() and any(out.iterdir()):
-        raise InputError(
-            f"the output folder {out} exists and holds something else", fix="choose another folder"
-        )
-    return {**about, "plates": {}}
 
 
 def predict_plates(

@@ -22,7 +22,7 @@ from evenfield.data.store import Screen
 from evenfield.data.unlabelled import Unlabelled
 from evenfield.errors import EvenfieldWarning, InputError
 from evenfield.files import write_json
-from evenfield.profile.plates import INDEX, make_adapter, model_id
+from evenfield.profile.plates import INDEX, make_adapter, model_id, open_index
 from evenfield.records import digest, file_sha256
 from evenfield.seeds import derive
 from evenfield.train import checkpoint
@@ -74,12 +74,15 @@ def follow(
         "model": model_id(classifier),
         "online": _fixed(config),
         "pretrained": model_id(pretrained),
-        "after": None if after is None else _last(after)[1]["sha256"],
+        "after": None if after is None else _last(after)["sha256"],
     }
-    index = _open_index(out, about)
+    index = open_index(out, about, by="setting")
+    if "arrivals" not in index:
+        index["arrivals"] = []
+        write_json(out / INDEX, index)  # a killed first arrival is recognised by it
     done = [plate for entry in index["arrivals"] for plate in entry["plates"]]
     new = [name for name in names if name not in done]
-    begin = None if after is None else _networks(after, _last(after)[1], classifier)
+    begin = None if after is None else _networks(after, _last(after), classifier)
     for group in [new] if config.together and new else [[name] for name in new]:
         networks = begin
         if config.start == "previous" and index["arrivals"]:
@@ -190,27 +193,8 @@ def _fixed(config: OnlineConfig) -> dict[str, Any]:
     return {name: value for name, value in to_dict(config).items() if name not in free}
 
 
-def _open_index(out: Path, about: dict[str, Any]) -> dict[str, Any]:
-    path = out / INDEX
-    if path.exists():
-        index = json.loads(path.read_text(encoding="utf-8"))
-        if {key: index.get(key) for key in about} != about:
-            raise InputError(
-                f"{out} holds states of another model, screen or setting",
-                fix="choose another folder",
-            )
-        return index
-    if out.exists() and any(out.iterdir()):
-        raise InputError(
-            f"the output folder {out} exists and holds something else", fix="choose another folder"
-        )
-    index = {**about, "plates": {}, "arrivals": []}
-    write_json(path, index)  # a killed first arrival is recognised by it
-    return index
-
-
-def _last(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The index of a folder and its last arrival.
+def _last(folder: Path) -> dict[str, Any]:
+    """A folder's last arrival.
 
     Raises:
         InputError: There is none.
@@ -222,7 +206,8 @@ def _last(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
             f"{folder} holds no state to go on from",
             fix="give a folder of `evenfield online` in which an arrival is done",
         )
-    return index, index["arrivals"][-1]
+    last: dict[str, Any] = index["arrivals"][-1]
+    return last
 
 
 def _networks(folder: Path, entry: dict[str, Any], classifier: Model) -> dict[str, Tensor]:

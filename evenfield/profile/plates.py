@@ -124,6 +124,32 @@ class States:
         return file_sha256(self.folder / INDEX)
 
 
+def open_index(out: Path, about: Mapping[str, Any], *, by: str) -> dict[str, Any]:
+    """What a folder of adapted states says; for a new one, that it holds the state of no plate.
+
+    Args:
+        out: The folder; it need not exist.
+        about: What its states are made from.
+        by: What they depend on beside model and screen, for the message.
+
+    Raises:
+        InputError: It holds states of something else, or something else.
+    """
+    path = out / INDEX
+    if path.exists():
+        index: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        if {key: index.get(key) for key in about} != about:
+            raise InputError(
+                f"{out} holds states of another model, screen or {by}", fix="choose another folder"
+            )
+        return index
+    if out.exists() and any(out.iterdir()):
+        raise InputError(
+            f"the output folder {out} exists and holds something else", fix="choose another folder"
+        )
+    return {**about, "plates": {}}
+
+
 def open_states(folder: Path, model: Model) -> States:
     """Adapted states of a model.
 

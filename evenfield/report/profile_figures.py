@@ -24,6 +24,24 @@ def decimals(asked: Asked, value: float) -> str:
     return f"{value:.3f}" if "precision" in asked.question.measure else percent(value)
 
 
+def axis_end(values: Sequence[float]) -> float:
+    """Where an axis of shares ends that starts at 0 and holds all values.
+
+    >>> axis_end([0.05, 0.3]), axis_end([1.2])
+    (0.4, 1.0)
+    """
+    return next(end for end in (0.1, 0.2, 0.4, 0.6, 0.8, 1.0) if end >= min(max(values), 1.0))
+
+
+def tick_text(value: float) -> str:
+    """A number at an axis, without zeros at its end.
+
+    >>> tick_text(0.0), tick_text(0.5), tick_text(0.25)
+    ('0', '0.5', '0.25')
+    """
+    return f"{value:.2f}".rstrip("0").rstrip(".") or "0"
+
+
 def forest(asked: Asked, shown: Sequence[str]) -> Markup:
     """Each table's number with its interval; lines for chance and for the number of cells alone.
 
@@ -37,7 +55,7 @@ def forest(asked: Asked, shown: Sequence[str]) -> Markup:
     counts = asked.baselines.get(CELL_COUNT)
     ends = [answer.high if answer.high is not None else answer.value for answer in asked.answers]
     ends += [value for value in (chance, counts) if value is not None]
-    limit = next(size for size in (0.1, 0.2, 0.4, 0.6, 0.8, 1.0) if size >= min(max(ends), 1.0))
+    limit = axis_end(ends)
 
     def x(value: float) -> float:
         return left + (WIDTH - left - right) * min(max(value / limit, 0.0), 1.0)
@@ -50,7 +68,7 @@ def forest(asked: Asked, shown: Sequence[str]) -> Markup:
             element("line", **line, class_="grid"),
             element(
                 "text",
-                f"{value:.2f}".rstrip("0").rstrip(".") or "0",
+                tick_text(value),
                 x=x(value),
                 y=height - 8,
                 class_="tick middle",
@@ -97,7 +115,7 @@ def trade(biology: Asked, batch: Asked, best: str) -> Markup:
     counts = biology.baselines.get(CELL_COUNT)
     chance = biology.answers[0].score.chance
     ends = [*high, *(value for value in (counts, chance) if value is not None)]
-    limit = next(size for size in (0.1, 0.2, 0.4, 0.6, 0.8, 1.0) if size >= min(max(ends), 1.0))
+    limit = axis_end(ends)
 
     def x(value: float) -> float:
         share = min(max(value, 0.0), 1.0)
@@ -111,12 +129,11 @@ def trade(biology: Asked, batch: Asked, best: str) -> Markup:
         across, up = tick / 4, limit * tick / 4
         ends_x = {"x1": x(across), "x2": x(across), "y1": top, "y2": height - bottom}
         ends_y = {"x1": left, "x2": width - right, "y1": y(up), "y2": y(up)}
-        text = f"{up:.2f}".rstrip("0").rstrip(".") or "0"
         parts += [
             element("line", **ends_x, class_="grid"),
             element("line", **ends_y, class_="grid"),
             element("text", percent(across), x=x(across), y=height - 42, class_="tick middle"),
-            element("text", text, x=left - 8, y=y(up) + 4, class_="tick end"),
+            element("text", tick_text(up), x=left - 8, y=y(up) + 4, class_="tick end"),
         ]
     mixed = batch.answers[0].score.chance
     if mixed is not None:

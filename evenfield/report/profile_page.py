@@ -23,10 +23,7 @@ from evenfield.report.caveats import finding_caveats
 from evenfield.report.plane import Planes, Rule, planes
 from evenfield.report.plate_verdicts import HEADS as PLATE_HEADS
 from evenfield.report.plate_verdicts import plate_verdicts
-from evenfield.report.profile_figures import (
-    forest,
-    trade,
-)
+from evenfield.report.profile_figures import forest, trade
 from evenfield.report.profile_verdict import ProfileVerdict, change, profile_verdict
 from evenfield.report.profile_wells import well_section
 from evenfield.report.questions import Asked, ask

@@ -1,12 +1,11 @@
-import shutil
-import subprocess
 from types import SimpleNamespace
 
 import fake_profiles as fake
 import numpy as np
 import pandas as pd
 import pytest
-from test_page import BROWSER, FLAGS, outline
+from browser import BROWSER, opened
+from test_page import outline
 
 from evenfield.data.store import ScreenWriter
 from evenfield.errors import InputError
@@ -221,24 +220,6 @@ document.body.dataset.acted = said.join(" ");
 
 @pytest.mark.skipif(BROWSER is None, reason="chromium is not installed")
 def test_wells_answer_the_pointer_and_the_keys(built, tmp_path):
-    file = tmp_path / "page.html"
-    file.write_text(built.text.replace("</body>", HOVER))
-    done = subprocess.run(
-        [
-            str(shutil.which("chromium")),
-            *FLAGS,
-            f"--user-data-dir={tmp_path / 'profile'}",
-            "--enable-logging=stderr",
-            "--dump-dom",
-            file.as_uri(),
-        ],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=True,
-    )
-    assert "CONSOLE" not in done.stderr
-    assert 'data-ready="yes"' in done.stdout
-    assert "data-error" not in done.stdout.split(">", 2)[1]
-    acted = done.stdout.split('data-acted="')[1].split('"')[0].split()
+    shown = opened(built.text, HOVER, tmp_path)
+    acted = shown.split('data-acted="')[1].split('"')[0].split()
     assert acted == ["true"] * 12
