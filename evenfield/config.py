@@ -149,9 +149,10 @@ class TrainConfig:
         ratio: `fixed` episodes, or a `random` number of images and controls in each.
         epochs: At most so many passes over the number of training images.
         patience: Stop after so many epochs without a better validation.
-        select_by: What the validation compares: its `loss`, its `accuracy`, or the accuracy of its
-            `worst-domain`; `last` keeps the last weights, and so does `loss` for self-supervised
-            methods, whose loss says nothing about the features.
+        select_by: What the validation compares: its `loss`, its `accuracy`, the accuracy of its
+            `worst-domain`, or that of a vote of the nearest training images (`knn`); `last` keeps
+            the last weights, and so does `loss` for self-supervised methods, whose loss says
+            nothing about the features.
         optimiser: `adam` (weight decay adds to the gradient), `adamw` (decoupled), or `sgd`.
         lr: Learning rate.
         weight_decay: Weight decay.
@@ -188,7 +189,7 @@ class TrainConfig:
     ratio: Literal["fixed", "random"] = "fixed"
     epochs: int = 200
     patience: int = 20
-    select_by: Literal["loss", "accuracy", "worst-domain", "last"] = "loss"
+    select_by: Literal["loss", "accuracy", "worst-domain", "knn", "last"] = "loss"
     optimiser: Literal["adam", "adamw", "sgd"] = "adam"
     lr: float = 1e-3
     weight_decay: float = 0.0

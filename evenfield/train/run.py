@@ -30,7 +30,7 @@ from evenfield.train.fish import check_fish
 from evenfield.train.loop import Progress, State, autocast_dtype, device_of, run
 from evenfield.train.optimiser import optimiser_for
 from evenfield.train.setup import Setup, prepare_run, sampler_for
-from evenfield.train.validate import Fixed, validate, validation_rows
+from evenfield.train.validate import Fixed, labelled_rows, validate, validation_rows
 from evenfield.train.workers import Workers, workers
 
 
@@ -101,6 +101,7 @@ def _fit(
         checkpoint.save(out / f"{which}.pt", content)
 
     fixed = Fixed(setup.reader, validation_rows(setup, config))
+    bank = Fixed(setup.reader, labelled_rows(setup) if train.select_by == "knn" else [])
     stream = batches(
         setup.reader,
         sampler,
@@ -116,7 +117,7 @@ def _fit(
             train,
             state,
             passes_per_epoch=sampler.passes_per_epoch,
-            validate=lambda: validate(method, fixed, train.select_by),
+            validate=lambda: validate(method, fixed, train.select_by, bank),
             save=save,
             valley=valley,
             workers=joined,

@@ -1,4 +1,4 @@
-"""What selects the model on validation rows: loss, accuracy, or that of the worst domain."""
+"""What selects the model on validation rows: loss, accuracy, its worst domain, or neighbours."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from typing import Literal
 
 import numpy as np
 import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from evenfield.adapt import ADAPTERS
@@ -14,12 +16,15 @@ from evenfield.config import Regime, RunConfig
 from evenfield.data.dataset import Reader
 from evenfield.data.split import contexts_for
 from evenfield.data.transforms import crop_sides
+from evenfield.errors import InputError
 from evenfield.methods.base import Method
 from evenfield.train.setup import Setup
 from evenfield.types import UNKNOWN, Batch, Context
 
-SelectBy = Literal["loss", "accuracy", "worst-domain", "last"]
+SelectBy = Literal["loss", "accuracy", "worst-domain", "knn", "last"]
 ROWS = 256
+NEIGHBOURS, TEMPERATURE = 50, 0.1
+"""Of the vote of `knn`, as in the released code of CODA."""
 
 
 def validation_rows(setup: Setup, config: RunConfig) -> list[np.ndarray]:
@@ -38,6 +43,21 @@ def validation_rows(setup: Setup, config: RunConfig) -> list[np.ndarray]:
     )
     contexts = contexts_for(setup.coded, rows, regime, seed=config.split.seed)
     return [np.concatenate([item.perturbed, item.controls]) for item in contexts]
+
+
+def labelled_rows(setup: Setup) -> list[np.ndarray]:
+    """The training rows with a label, in blocks: whom the vote of `knn` asks.
+
+    Raises:
+        InputError: There are none.
+    """
+    rows = setup.split.train[setup.coded.label[setup.split.train] != UNKNOWN]
+    if not len(rows):
+        raise InputError(
+            "no training image has a label, so that none can vote (`knn`)",
+            fix="select by `last`, which reads no label",
+        )
+    return [rows[start : start + ROWS] for start in range(0, len(rows), ROWS)]
 
 
 class Fixed:
@@ -65,7 +85,10 @@ class Fixed:
 
 @torch.no_grad()
 def validate(
-    method: Method, fixed: Iterable[Batch], select_by: SelectBy = "loss"
+    method: Method,
+    fixed: Iterable[Batch],
+    select_by: SelectBy = "loss",
+    bank: Iterable[Batch] = (),
 ) -> dict[str, float]:
     """Judge a method in eval mode, in the mode that it is deployed in.
 
@@ -74,16 +97,18 @@ def validate(
         fixed: The validation batches; one context each where the native adapter reads one.
         select_by: What has to be there; accuracies cost a second forward pass, and are left out
             where the loss selects.
+        bank: Labelled training images, for `knn`.
 
     Returns:
         `loss`: all that the method minimises at the end of its training, mean over labelled
         images; each named part of it; `accuracy` and `worst-domain` (the lowest accuracy of a
-        domain).
+        domain); `knn` (see `voted_right`).
     """
     sums: dict[str, float] = {}
     total = 0
     right: list[Tensor] = []
     domain: list[Tensor] = []
+    voters = _features(method, bank) if select_by == "knn" else None
     for batch in fixed:
         num = int((batch.label != UNKNOWN).sum())
         losses = method.losses(batch, progress=1.0)
@@ -94,8 +119,12 @@ def validate(
             scored = (batch.label != UNKNOWN) & ~batch.is_control
             right.append((logits(method, batch).argmax(1) == batch.label)[scored].float().cpu())
             domain.append(batch.domain[scored].cpu())
+        elif voters is not None:
+            right.append(voted_right(*voters, *_features(method, [batch])).float().cpu())
     found = {name: value / max(total, 1) for name, value in sums.items()}
-    if right:
+    if voters is not None:
+        found["knn"] = float(torch.cat(right).mean())
+    elif right:
         hit, place = torch.cat(right), torch.cat(domain).unique(return_inverse=True)[1]
         found["accuracy"] = float(hit.mean())
         by_domain = torch.zeros(int(place.max()) + 1).index_add(0, place, hit) / place.bincount()
@@ -110,3 +139,35 @@ def logits(method: Method, batch: Batch) -> Tensor:
     rule = ADAPTERS[method.native]
     context = Context(image=batch.image, is_control=batch.is_control, name="validation")
     return rule(rule.Config()).fit(method.predictor, context).predict(batch.image)
+
+
+def _features(method: Method, batches: Iterable[Batch]) -> tuple[Tensor, Tensor]:
+    """Features and labels of the labelled images that are no controls."""
+    z, label = [], []
+    for batch in batches:
+        scored = (batch.label != UNKNOWN) & ~batch.is_control
+        z.append(method.predictor.features(batch.image)[scored].float())
+        label.append(batch.label[scored])
+    return torch.cat(z), torch.cat(label)
+
+
+def voted_right(
+    bank: Float[Tensor, "m d"],
+    bank_label: Int[Tensor, " m"],
+    z: Float[Tensor, "n d"],
+    label: Int[Tensor, " n"],
+) -> Bool[Tensor, " n"]:
+    """Whether the 50 nearest of the bank by cosine name each image rightly.
+
+    Each votes with exp(cosine / 0.1): Wu et al., CVPR 2018, https://arxiv.org/abs/1805.01978,
+    section 3.4, and the released code of CODA.
+
+    >>> z = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+    >>> voted_right(z, torch.tensor([0, 1]), 3 * z, torch.tensor([0, 0])).tolist()
+    [True, False]
+    """
+    cosine = F.normalize(z, dim=1) @ F.normalize(bank, dim=1).T
+    near, who = cosine.topk(min(NEIGHBOURS, len(bank)), dim=1)
+    votes = cosine.new_zeros(len(z), int(bank_label.max()) + 1)
+    votes.scatter_add_(1, bank_label[who], (near / TEMPERATURE).exp())
+    return votes.argmax(1) == label

@@ -174,6 +174,7 @@ def test_the_published_recipes():
     assert (train.epochs, train.num_perturbed, train.lr, train.clip) == (300, 128, 1e-4, 1.0)
     assert (train.weight_decay, made.weight_decay_end) == (1e-5, 1e-4)
     assert (made.hidden, made.bottleneck, made.num_outputs) == (2048, 256, 4096)
+    assert train.select_by == "knn"
     assert train.warmup * 300 == pytest.approx(10)
     assert made.tau_warmup * 300 == pytest.approx(30)
     second = coda.classify.train

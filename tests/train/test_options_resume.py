@@ -60,7 +60,7 @@ def test_resumed_equals_uninterrupted(tiny, tmp_path, name):
 @pytest.fixture
 def level(monkeypatch):
     """Every validation finds the same loss: a valley from the first on."""
-    monkeypatch.setattr(run, "validate", lambda method, fixed, select_by: {"loss": 1.0})
+    monkeypatch.setattr(run, "validate", lambda *args: {"loss": 1.0})
 
 
 SWAD = replace(CONFIG, train=replace(CONFIG.train, average="swad", epochs=4, lr=1e-2))

@@ -1,5 +1,6 @@
 """Self-supervised methods in the loop: exact resume, schedules, what is clipped, what is kept."""
 
+import json
 import math
 from dataclasses import replace
 
@@ -16,6 +17,7 @@ from evenfield.train.loop import optimise, selection
 from evenfield.train.optimiser import clipped, optimiser_for, set_decays
 from evenfield.train.run import fit
 from evenfield.train.setup import prepare_run
+from evenfield.train.validate import labelled_rows
 
 SMALL = {
     "dino": {"num_outputs": 16, "hidden": 8, "bottleneck": 8, "weight_decay_end": 0.1},
@@ -98,6 +100,24 @@ def test_the_loss_of_a_self_supervised_method_selects_nothing():
 def dino_with(make_backbone, **options):
     cls = METHODS["dino"]
     return cls(cls.Config(**SMALL["dino"] | options), backbone=make_backbone(3), d=4, k=3, c=3)
+
+
+def test_the_vote_of_training_neighbours_selects(tiny, tmp_path):
+    given = config("dino", epochs=3, select_by="knn", patience=3)
+    fit(tiny, given, tmp_path / "run")
+    told = [json.loads(line) for line in (tmp_path / "run" / "history.jsonl").open()]
+    assert [note["validation"] for note in told] == [1 - note["found"]["knn"] for note in told]
+    lowest = min(note["validation"] for note in told)
+    first = next(note["step"] for note in told if note["validation"] == lowest)
+    assert checkpoint.load(tmp_path / "run" / "best.pt")["state"]["best_step"] == first
+
+    setup = prepare_run(tiny, given, tiny.roles)
+    voters = np.concatenate(labelled_rows(setup))
+    train = setup.split.train
+    np.testing.assert_array_equal(voters, train[setup.coded.label[train] >= 0])
+    bare = replace(setup, split=replace(setup.split, train=np.flatnonzero(setup.coded.label < 0)))
+    with pytest.raises(InputError, match="no training image has a label"):
+        labelled_rows(bare)
 
 
 def test_weight_decay_follows_a_cosine_and_the_probe_keeps_its_own(make_backbone):

@@ -11,7 +11,13 @@ from evenfield.data.fake import fake_batch
 from evenfield.methods import METHODS
 from evenfield.train.loop import selecting
 from evenfield.train.setup import prepare_run
-from evenfield.train.validate import Fixed, logits, validate, validation_rows
+from evenfield.train.validate import (
+    Fixed,
+    logits,
+    validate,
+    validation_rows,
+    voted_right,
+)
 from evenfield.types import UNKNOWN, Context
 
 
@@ -43,8 +49,40 @@ def test_erm_by_hand(make_backbone):
     assert set(validate(method, fixed)) == {"loss", "risk"}
 
 
+def test_the_vote_of_neighbours_by_hand():
+    random = torch.Generator().manual_seed(0)
+    bank, z = (torch.randn(num, 5, generator=random, dtype=torch.float64) for num in (90, 20))
+    owner, label = (torch.randint(0, 4, (num,), generator=random) for num in (90, 20))
+    expected = []
+    for query, true in zip(z, label, strict=True):
+        cosine = (bank @ query) / (bank.norm(dim=1) * query.norm())
+        votes = [0.0] * 4
+        for near in cosine.argsort(descending=True)[:50].tolist():
+            votes[int(owner[near])] += np.exp(float(cosine[near]) / 0.1)
+        expected.append(int(np.argmax(votes)) == int(true))
+    assert 0 < sum(expected) < 20
+    assert voted_right(bank, owner, z, label).tolist() == expected
+
+
+def test_neighbours_select(make_backbone):
+    """Controls and unknown labels neither vote nor are judged; the bank is no part of the loss."""
+    method = build("erm", make_backbone)
+    bank, judged = (fake_batch(seed=seed, n=24, num_contexts=3) for seed in (0, 1))
+    bank.label[:4] = UNKNOWN
+    judged.is_control[:5] = True
+    found = validate(method, [judged], "knn", [bank])
+    with torch.no_grad():
+        right = voted_right(
+            method.predictor.features(bank.image)[4:], bank.label[4:],
+            method.predictor.features(judged.image)[5:], judged.label[5:],
+        )  # fmt: skip
+    assert found["knn"] == pytest.approx(float(right.float().mean()))
+    assert found["loss"] == validate(method, [judged])["loss"]
+
+
 def test_what_selection_keeps_lowest():
-    found = {"loss": 3.0, "accuracy": 0.9, "worst-domain": 0.25}
+    found = {"loss": 3.0, "accuracy": 0.9, "worst-domain": 0.25, "knn": 0.75}
+    assert selecting(found, "knn") == 0.25
     assert selecting(found, "loss") == 3.0
     assert selecting(found, "worst-domain") == 0.75
 

@@ -2,8 +2,9 @@
 
 Fredin Haslum et al., "Bridging generalization gaps in high content imaging through online
 self-supervised domain adaptation", WACV 2024, https://arxiv.org/abs/2311.12623. Published settings
-follow a description of the released code, not the paper's text. Step 1 keeps its last weights (the
-code: those of the best kNN accuracy on a plate of the source, which reads labels).
+follow a description of the released code, not the paper's text. As there, step 1 of the preset for
+JUMP keeps the weights of the best vote of neighbours on a plate of the source, which reads labels
+(looked at once an epoch, there ten times); the small one keeps the last weights.
 """
 
 from __future__ import annotations
@@ -89,7 +90,7 @@ def coda_jump_target2(
         pair_fallback="same-image",
         epochs=300,
         patience=300,
-        select_by="last",
+        select_by="knn",
         optimiser="adamw",
         lr=1e-4,
         weight_decay=1e-5,
