@@ -10,6 +10,7 @@ from evenfield.data.ingest import ingest
 from evenfield.data.manifest import Roles, check_manifest, prepare_manifest
 from evenfield.data.process import Process
 from evenfield.data.sources import SOURCES
+from evenfield.data.sources.deepprofiler import replicate_split
 from evenfield.errors import EvenfieldWarning, InputError
 
 Config = SOURCES["deepprofiler"].Config
@@ -202,10 +203,25 @@ def test_the_split_of_cpg0004_by_the_plates_median_replicate(project, tmp_path):
     )
     mixed = listing(project, index=index, replicate="Treatment_Replicate")
     assert mixed.manifest.Metadata_Split.tolist() == ["val"] * 3 + ["train"] * 3
+    third = listing(project, index=index, replicate="Treatment_Replicate", fold=4)
+    assert third.manifest.Metadata_Split.tolist() == ["train"] * 3 + ["test"] * 3
     with pytest.raises(InputError, match="no column Replicate"):
         listing(project, replicate="Replicate")
     with pytest.raises(InputError, match="is no number on plates 0012, SQ00015168"):
         listing(project, replicate="Metadata_broad_sample")
+
+
+@pytest.mark.parametrize(
+    ("fold", "train", "val", "test"),
+    [(1, "123", "4", "5"), (2, "234", "5", "1"), (3, "345", "1", "2"), (4, "145", "2", "3"),
+     (5, "125", "3", "4")],
+)  # fmt: skip
+def test_the_five_folds_of_cpg0004(fold, train, val, test):
+    table = pd.DataFrame({"Metadata_Plate": [*"abcde"], "Replicate": [*"12345"]})
+    expected = ["train" if n in train else "val" if n == val else "test" for n in "12345"]
+    assert expected.count("test") == 1
+    assert expected["12345".index(test)] == "test"
+    assert replicate_split(table, "Replicate", fold).tolist() == expected
 
 
 def test_a_missing_image_drops_its_site(project, tmp_path):

@@ -66,6 +66,8 @@ class DeepProfiler(Reader):
             negcon: Treatments that are negative controls, where no column says so.
             replicate: Column with a number of replicate; the median of a plate gives
                 Metadata_Split: below 4 train, 4 val, above test (CDCL on CPG0004); none = no split.
+            fold: Which of the five such splits: each next one tests the next replicate, and selects
+                on the one that the fold before tested.
             missing: What to do with sites whose files are missing: `error`, or `skip` and say so.
             pixel_size_um: Side of a pixel of the files in micrometres, where known.
             process: What is done to each field, or to each crop of a cell.
@@ -84,6 +86,7 @@ class DeepProfiler(Reader):
         label: str = ""
         negcon: tuple[str, ...] = ("DMSO", "EMPTY_", "")
         replicate: str = ""
+        fold: Literal[1, 2, 3, 4, 5] = 1
         missing: Missing = "error"
         pixel_size_um: float | None = None
         process: Process = field(default_factory=Process)
@@ -183,16 +186,20 @@ class DeepProfiler(Reader):
             control = [text.lower() in words for text in as_text(told[compounds[0]])]
             told["Metadata_ControlType"] = np.where(control, "negcon", "trt").astype(object)
         if config.replicate:
-            told["Metadata_Split"] = replicate_split(table, config.replicate)
+            told["Metadata_Split"] = replicate_split(table, config.replicate, config.fold)
         return told
 
 
-def replicate_split(table: pd.DataFrame, column: str) -> np.ndarray:
+def replicate_split(table: pd.DataFrame, column: str, fold: int = 1) -> np.ndarray:
     """Who trains, by the plate's median number of replicate: below 4 train, 4 val, above test.
+
+    Other folds turn the numbers on: the second tests replicate 1 and selects on 5.
 
     >>> table = pd.DataFrame({"Metadata_Plate": [*"aaab"], "Replicate": ["1", "2", "5", "4"]})
     >>> replicate_split(table, "Replicate").tolist()
     ['train', 'train', 'train', 'val']
+    >>> replicate_split(table, "Replicate", fold=4).tolist()  # a: 2, selects; 3 would test
+    ['val', 'val', 'val', 'train']
 
     Raises:
         InputError: The column is missing or holds something else than numbers.
@@ -208,7 +215,9 @@ def replicate_split(table: pd.DataFrame, column: str) -> np.ndarray:
         raise InputError(
             f"{column} is no number on plates {some(plates)}", fix="give numbers of replicates"
         )
-    return np.select([median < 4, median == 4], ["train", "val"], "test").astype(object)
+    code = np.where(median > 4, 5, np.floor(median.clip(1)))
+    turned = (code - fold) % 5
+    return np.select([turned == 4, turned == 3], ["test", "val"], "train").astype(object)
 
 
 def _check_index(table: pd.DataFrame, path: Path) -> None:
