@@ -730,7 +730,8 @@ SIMPLE: dict[str, Callable[..., int]] = {
 
 PRESET_NAMES = (
     "demo", "regimes", "fairness", "siblings", "bbbc021-mechanisms", "bbbc021-taxol",
-    "robust", "abra-ablation", "camelyon17-erm", "camelyon17-baselines", "camelyon17-contrimix",
+    "robust", "abra-ablation", "abra-search",
+    "camelyon17-erm", "camelyon17-baselines", "camelyon17-contrimix",
     "rxrx1-wilds-erm", "rxrx1-wilds-baselines", "rxrx1-wilds-abra",
     "cdcl-rxrx1-huvec", "cdcl-rxrx1-huvec-2", "cdcl-rxrx1-huvec-3", "cdcl-rxrx1-huvec-4",
     "cdcl-rxrx1-huvec-5", "cdcl-rxrx1-huvec-6", "cdcl-cpg0004", "cdcl-labs", "cdcl-weeks",

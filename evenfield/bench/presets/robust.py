@@ -48,6 +48,21 @@ collapse in so short a training. The classifier's input is normalised as publish
 learns from originals and mixes, since after so few steps a reconstruction loses too much."""
 MARGIN: dict[str, Any] = {"s": 10.0, "m": 0.1}
 """Of the margin heads: 8 classes in so few steps do not take the published 30 and 0.3."""
+SEARCHED: dict[str, dict[str, Any]] = {
+    "full": {},
+    "no adversary": {"adversary": "gauss"},
+    "eta 0.25": {"eta": 0.25, "rho": 0.5},
+    "eta 0.1": {"eta": 0.1, "rho": 0.2},
+    "stem": {"stages": ("stem",)},
+    "stem, eta 0.25": {"stages": ("stem",), "eta": 0.25, "rho": 0.5},
+    "lambda_d 0.3": {"lambda_d": 0.3},
+    "apply_prob 0.25": {"apply_prob": 0.25},
+    "adv_warmup 0.4": {"adv_warmup": 0.4},
+    "lambda_a 0.5, lambda_d 0.3": {"lambda_a": 0.5, "lambda_d": 0.3},
+}
+"""Settings of ABRA among which `abra_search` looks."""
+AT_STEM = SEARCHED["stem"]
+"""What it found for a training of so few steps: to perturb one place, not three."""
 
 
 def arm(
@@ -90,19 +105,41 @@ def robust() -> GridConfig:
 
 
 def abra_ablation() -> GridConfig:
-    """The nine rows of ABRA's ablation, and ERM with as much compute; screens as for `robust`."""
+    """The nine rows of ABRA's ablation, and ERM with as much compute; screens as for `robust`.
+
+    The last three of the rows again, perturbed at the stem alone.
+    """
+    rows = ablation_rows()
+    last = [row for row in rows if row[0] in "678"]
     return replace(
         robust(),
         arms=(
             *(arm(f"abra {row}", "abra", view=IMAGE, **MARGIN, **options)
-              for row, options in ablation_rows().items()),
+              for row, options in rows.items()),
             arm("erm[compute]", "erm", times=2, view=IMAGE),
+            *(arm(f"abra {row}, stem", "abra", view=IMAGE, **MARGIN, **AT_STEM, **rows[row])
+              for row in last),
         ),
         description="Which part of ABRA does the work?",
     )  # fmt: skip
 
 
+def abra_search() -> GridConfig:
+    """Settings of ABRA on two source batches of a screen that no result is about (seed 100)."""
+    return replace(
+        robust(),
+        arms=tuple(
+            arm(f"abra {name}", "abra", view=IMAGE, **MARGIN, **options)
+            for name, options in SEARCHED.items()
+        ),
+        folds=(("b07", "b08"),),
+        seeds=(100,),
+        description="How strong a perturbation does a short training take?",
+    )
+
+
 ROBUST: dict[str, Callable[[], GridConfig]] = {
     "robust": robust,
     "abra-ablation": abra_ablation,
+    "abra-search": abra_search,
 }
