@@ -285,15 +285,21 @@ def table(target: Path) -> None:
 
 def home_table(home: Mapping[str, list[Record]]) -> None:
     """What adapting to plates without a shift costs."""
-    print("| at home | accuracy | minus frozen | steps kept |\n| --- | --- | --- | --- |")
-    frozen = {(r.fold, r.unit): r.value or 0.0 for r in home[f"{HOME}, frozen"]}
+    print("| at home | accuracy | minus frozen | minus home | steps kept |\n"
+          "| --- | --- | --- | --- | --- |")  # fmt: skip
     for name, records in home.items():
-        mine = np.array([record.value or 0.0 for record in records])
-        base = np.array([frozen[record.fold, record.unit] for record in records])
-        gain = paired_interval(mine, base, np.array([record.unit for record in records]))
+        mine = {(r.fold, r.unit): r.value or 0.0 for r in records}
+        cells = [f"{100 * np.mean([*mine.values()]):.1f}"]
+        for other in (f"{HOME}, frozen", HOME):
+            base = {(r.fold, r.unit): r.value or 0.0 for r in home[other]}
+            if name == other or base.keys() != mine.keys():
+                cells.append("–")
+                continue
+            ends = [np.array([side[unit] for unit in mine]) for side in (mine, base)]
+            gain = paired_interval(*ends, np.array([unit for _, unit in mine]))
+            cells.append(f"{100 * gain.mean:+.1f}{span(gain.low, gain.high)}")
         steps = sorted({kept_step(record) for record in records if "steps" in record.extra})
-        print(f"| {name} | {100 * mine.mean():.1f} | {100 * gain.mean:+.1f}"
-              f"{span(gain.low, gain.high)} | {', '.join(map(str, steps)) or '–'} |")  # fmt: skip
+        print(f"| {name} | {' | '.join(cells)} | {', '.join(map(str, steps)) or '–'} |")
 
 
 def kept_step(record: Record) -> int:

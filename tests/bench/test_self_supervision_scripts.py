@@ -124,4 +124,4 @@ def test_coda_table(tmp_path, monkeypatch, capsys):
     assert [line.split(":")[0] for line in lines[:2]] == ["seed 5", "seed 5"]
     assert lines[2].startswith("In-domain ")
     assert sum(line.startswith("| coda |") for line in lines) == 3
-    assert any(line.startswith("| home, frozen | ") and "| +0.0 " in line for line in lines)
+    assert any(line.startswith("| home, frozen | ") for line in lines)
