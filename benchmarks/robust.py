@@ -1,7 +1,7 @@
 """Robust methods on unseen simulated batches, by kind of batch effect.
 
     python benchmarks/robust.py run OUT [--kinds stain optics cells all] [--seeds 0 1 2]
-        [--arms erm "abra[image]"]
+        [--arms erm "abra[image]"] [--preset robust]
     python benchmarks/robust.py table benchmarks/records/robust
 
 `run` simulates one screen for each kind and seed (the seed of the screen is the seed of the
@@ -35,7 +35,7 @@ RECORDS = Path(__file__).parent / "records" / "robust"
 def run(out: Path, kinds: list[str], seeds: list[int], preset: str, arms: list[str]) -> None:
     whole = ROBUST[preset]()
     chosen = tuple(arm for arm in whole.arms if not arms or arm.label in arms)
-    for seed in seeds:
+    for seed in seeds or whole.seeds:
         for kind in kinds:
             screen = out / "screens" / f"{kind}-{seed}"
             if not screen.exists():
@@ -98,7 +98,7 @@ if __name__ == "__main__":
     parser.add_argument("what", choices=["run", "keep", "table"])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--kinds", nargs="+", default=list(KINDS))
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[], help="the preset's by default")
     parser.add_argument("--preset", default="robust", choices=list(ROBUST))
     parser.add_argument("--arms", nargs="+", default=[], help="labels; all by default")
     parser.add_argument("--target", type=Path, default=RECORDS)

@@ -382,6 +382,7 @@ def embed(
     function: Literal["mean", "median", "trimmed"] = "mean",
     trim: float = 0.1,
     adapted: Path | str | None = None,
+    features: Literal["head", "encoder"] = "head",
     device: str = "auto",
 ) -> Path:
     """Features of every image of a screen from a trained model, plate by plate; resumable.
@@ -397,6 +398,8 @@ def embed(
         function: How images become wells, and wells treatments.
         trim: The share that `trimmed` leaves out at either end.
         adapted: A folder of `adapt` or `online`; its states are used instead of adapting now.
+        features: What the `head` reads; or, of a classifier on a frozen encoder (`frozen`), what
+            the `encoder` gives.
         device: `auto`, `cpu` or `cuda`.
 
     Returns:
@@ -417,6 +420,7 @@ def embed(
         function=function,
         trim=trim,
         adapted=None if adapted is None else Path(adapted),
+        features=features,
     )
     return Path(out)
 

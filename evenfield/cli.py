@@ -282,6 +282,7 @@ def _embed(
     aggregate: Literal["mean", "median", "trimmed"] = "mean",
     trim: float = 0.1,
     adapted: Path | None = None,
+    features: Literal["head", "encoder"] = "head",
     device: str = "auto",
     quiet: Quiet = False,
 ) -> int:
@@ -296,12 +297,14 @@ def _embed(
         aggregate: How images become wells, and wells treatments.
         trim: The share that `trimmed` leaves out at either end.
         adapted: A folder of `adapt` or `online`; its states are used instead of adapting now.
+        features: What the `head` reads; or, of a classifier on a frozen encoder (`frozen`), what
+            the `encoder` gives, which no label has formed.
         device: `auto`, `cpu` or `cuda`.
         quiet: Print nothing but errors.
     """
     api.embed(
         run, screen, out, adapter=adapter, level=level, function=aggregate, trim=trim,
-        adapted=adapted, device=device,
+        adapted=adapted, features=features, device=device,
     )  # fmt: skip
     if not quiet:
         OUT.print(f"Profiles: [bold]{escape(str(out))}[/bold] (next: evenfield correct, or export)")

@@ -37,8 +37,8 @@ class Crops:
         shift: Standard deviation of a random gain (around 1) and offset of each crop and channel,
             on pixels in 0 to 1 before they are normalised; 0 = off.
         shift_p: Share of crops that are shifted.
-        brightness: Standard deviation of a random offset and exponent (around 1) of each channel of
-            half of the global crops, on pixels in 0 to 1, clipped; 0 = off.
+        brightness: Standard deviation of a random offset and exponent (around 1) of half of the
+            channels of the global crops, on pixels in 0 to 1, clipped; 0 = off.
     """
 
     global_side: int | None = None
@@ -296,7 +296,8 @@ def _cast(hint: Any, value: Any, where: str) -> Any:
         return from_dict(hint, value, where=f"{where}.")  # type: ignore[arg-type]
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
-        if value is None and type(None) in arguments:
+        words = (None,) if str in arguments else (None, "None", "none")  # in a nested option
+        if value in words and type(None) in arguments:
             return None
         for argument in arguments:
             if argument is not type(None):
@@ -308,6 +309,8 @@ def _cast(hint: Any, value: Any, where: str) -> Any:
             )
         return value
     if origin is tuple:
+        if isinstance(value, str):  # in a nested option: "stem,1"
+            value = value.replace(",", " ").split()
         return tuple(_cast(arguments[0], item, where) for item in value)
     if hint is Path:
         return Path(value)

@@ -15,6 +15,7 @@ from evenfield.config import (
     to_dict,
 )
 from evenfield.errors import InputError
+from evenfield.methods import METHODS
 
 
 def test_a_configuration_survives_json():
@@ -63,6 +64,15 @@ def test_files_that_cannot_be_read(tmp_path):
     (tmp_path / "bad.json").write_text("{")
     with pytest.raises(InputError, match="is no JSON"):
         load_config(RunConfig, tmp_path / "bad.json")
+
+
+def test_nested_options_come_as_text():
+    """A setting of a setting is one word on the command line."""
+    config = METHODS["abra"].Config
+    made = from_dict(config, {"stages": "stem,1", "floor": "None"})
+    assert (made.stages, made.floor) == (("stem", "1"), None)
+    assert from_dict(config, {"stages": "stem 2"}).stages == ("stem", "2")
+    assert from_dict(RunConfig, {"train": {"device": "none"}}).train.device == "none"
 
 
 def test_whole_numbers_are_floats_where_floats_are_meant():

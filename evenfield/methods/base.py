@@ -88,6 +88,11 @@ class Method(nn.Module, ABC):
             progress: How much of the training is done, from 0 to 1.
         """
 
+    @property
+    def classifies(self) -> bool:
+        """Whether the classifier learns; otherwise accuracy says nothing and selects nothing."""
+        return True
+
     def learn_design(self, domain: Tensor) -> None:
         """Hear, once before the training, the domain (n,) of every image that is trained on."""
         del domain

@@ -8,7 +8,7 @@ Where this file departs from the code, and why:
     centre speed    For a domain of more than 10 times its expected share the code's step is larger
                     than 1, and the old centre gets a negative weight: it is clamped to 1
                     (`clamp_centre` off = as released).
-    correlation     Computed from (n, n) products instead of (K, K) matrices (`barlow` = `gram`):
+    correlation     Computed from (n, n) products instead of (K, K) matrices where n < K (`barlow`):
                     the same numbers; `full` is the definition.
     shares          Of the domains among the training images, which the loop tells before the
                     first step; until then (in a notebook) those of the batch.
@@ -44,7 +44,7 @@ from evenfield.nn.distillation import (
     probe_group,
 )
 from evenfield.nn.predictor import Predictor
-from evenfield.nn.redundancy import redundancy_full, redundancy_gram, standardised
+from evenfield.nn.redundancy import redundancy, standardised
 from evenfield.seeds import generator
 from evenfield.types import Batch, Losses, Needs
 
@@ -83,7 +83,8 @@ class CDCL(Method):
             off_diagonal: Weight of the correlations between outputs within that term, lambda.
             compare: `all` pairs of different views (14), or those `across` the two images only (8).
             clamp_centre: Whether a centre moves at most to the mean of its batch.
-            barlow: How the correlations are computed: from `gram` matrices or in `full`.
+            barlow: How the correlations are computed: from `gram` matrices, in `full`, or `auto`,
+                in the way that is cheaper for the batch.
             num_domains: Most domains that centres are kept for.
         """
 
@@ -97,7 +98,7 @@ class CDCL(Method):
         off_diagonal: float = 0.95
         compare: Literal["all", "across"] = "all"
         clamp_centre: bool = True
-        barlow: Literal["gram", "full"] = "gram"
+        barlow: Literal["auto", "gram", "full"] = "auto"
         num_domains: int = 256
 
         def __post_init__(self) -> None:
@@ -140,7 +141,7 @@ class CDCL(Method):
         dino = cross_entropies(u.softmax(-1), s, config.tau_student)[pairs].mean()
         dino = dino / math.log(config.num_outputs)
         with torch.autocast(t.device.type, enabled=False):
-            correlate = redundancy_gram if config.barlow == "gram" else redundancy_full
+            correlate = redundancy(config.barlow, len(s), s.shape[2])
             on, off = correlate(standardised(u), standardised(s / config.tau_student))
             barlow = weighted(on[pairs].mean(), off[pairs].mean(), config.off_diagonal)
         probe = cross_entropy(self.predictor.head(z[:, 0]), batch.label)

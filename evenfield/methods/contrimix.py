@@ -212,6 +212,24 @@ class ContriMix(Method):
         """Where the classifier asks for it."""
         return self.classifier.reset_at
 
+    @property
+    def classifies(self) -> bool:
+        """Not while the encoders are trained alone."""
+        return self.config.mode != "encoders"
+
+    def learn_design(self, domain: Tensor) -> None:
+        """Hear the domains; called before a training, and at no other time.
+
+        Raises:
+            InputError: The encoders are to stay as they are, and nobody has trained them.
+        """
+        if self.config.mode == "backbone" and self.config.weights is None:
+            raise InputError(
+                "contrimix in the mode 'backbone' would keep encoders of random weights",
+                fix="give --options.weights RUN, a finished run with --options.mode encoders",
+            )
+        self.classifier.learn_design(domain)
+
     def groups(self) -> list[dict[str, Any]]:
         """The classifier's groups and the encoders."""
         encoders = [*self.predictor.content.parameters(), *self.predictor.attribute.parameters()]

@@ -7,6 +7,7 @@ entries, not sums.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -59,3 +60,13 @@ def redundancy_gram(a: Float[Tensor, "n g k"], b: Float[Tensor, "n v k"]) -> Red
     diagonal = torch.einsum("ngk,nvk->gvk", a, b) / n
     squares = gram_a @ gram_b.T / n**2 - diagonal.square().sum(2)
     return Redundancy((diagonal - 1).square().mean(2), squares / max(1, k * (k - 1)))
+
+
+def redundancy(how: str, n: int, k: int) -> Callable[[Tensor, Tensor], Redundancy]:
+    """`gram`, `full`, or for `auto` the one with smaller matrices: (n, n) or (k, k).
+
+    >>> redundancy("auto", 64, 4096).__name__, redundancy("auto", 512, 128).__name__
+    ('redundancy_gram', 'redundancy_full')
+    """
+    gram = n <= k if how == "auto" else how == "gram"
+    return redundancy_gram if gram else redundancy_full

@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -37,6 +38,8 @@ class ViT(nn.Module):
         heads: Number of attention heads; they share the width.
         ratio: Width of a block's hidden layer over `width`.
     """
+
+    places: ClassVar[dict[str, str]] = {"stem": "patch_embed.proj"}
 
     def __init__(
         self,

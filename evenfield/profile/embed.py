@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import shutil
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from jaxtyping import Float
+from torch import Tensor
 
 from evenfield.adapt.base import Adapted, Adapter
 from evenfield.config import to_dict
@@ -29,6 +30,8 @@ from evenfield.data.sampler import ContextRows
 from evenfield.data.store import Screen
 from evenfield.errors import EvenfieldWarning, InputError
 from evenfield.files import whole, write_json
+from evenfield.nn.predictor import Predictor
+from evenfield.nn.task_model import TwoPart
 from evenfield.profile.aggregate import CELLS, COUNT, Function, aggregate
 from evenfield.profile.made_by import KEY
 from evenfield.profile.plates import (
@@ -46,6 +49,7 @@ from evenfield.train.checkpoint import Model
 from evenfield.types import Profiles
 
 Level = Literal["image", "well", "treatment"]
+Features = Literal["head", "encoder"]
 _PLAN = "plan.json"
 _CHUNK = 256
 
@@ -61,6 +65,7 @@ def embed(
     function: Function = "mean",
     trim: float = 0.1,
     adapted: Path | None = None,
+    features: Features = "head",
 ) -> dict[str, Any]:
     """Write the features of every image (controls and empty wells, too), well or treatment.
 
@@ -80,19 +85,24 @@ def embed(
         trim: The share that `trimmed` leaves out at either end.
         adapted: A folder of states (`adapt`, `online`) that are used instead of adapting now; of
             a stream only the plates that it has followed are written.
+        features: What the `head` reads; or, of a classifier on a frozen encoder, what the `encoder`
+            gives (the class token of a vision transformer), which no label has formed.
 
     Returns:
         What is written into the file: model, adapter, screen, level and features.
 
     Raises:
         InputError: `out` exists or is no Parquet file; the screen does not fit the model; a plate
-            has no adapted state; the folder of what is done holds something else.
+            has no adapted state; the folder of what is done holds something else; the model has no
+            frozen encoder.
         StorageError: The disk is full.
     """
     if out.suffix != ".parquet":
         raise InputError(f"{out.name} is no name of a Parquet file", fix="end it in .parquet")
     if out.exists():
         raise InputError(f"the output {out} exists", fix="choose another file or delete this one")
+    if features == "encoder":
+        encoder_of(model.method.predictor)
     reader = reader_for(model, screen)
     states = None if adapted is None else open_states(adapted, model)
     rule = choose(model, adapter, dict(options or {})) if states is None else states.rule
@@ -107,6 +117,8 @@ def embed(
         "function": function if level != "image" else "",
         "trim": trim if level != "image" and function == "trimmed" else 0.0,
     }
+    if features != "head":
+        about["features"] = features
     contexts = list(plates(screen, model, reader.coded, lone_controls=True))
     if states is not None:
         about["states"] = states.about()
@@ -120,7 +132,7 @@ def embed(
     files = [folder / f"{digest([context.name])}.parquet" for context in contexts]
     for context, file in zip(track(contexts, f"embed ({rule.name})"), files, strict=True):
         if not file.exists():
-            profiles = _plate(model, reader, context, rule, states)
+            profiles = _plate(model, reader, context, rule, states, features)
             if level != "image":
                 profiles = aggregate(profiles, "well", function=function, trim=trim)
             _write(file, [_table(profiles, screen.manifest)], {})
@@ -156,7 +168,12 @@ def _started(out: Path, about: dict[str, Any]) -> Path:
 
 
 def _plate(
-    model: Model, reader: Reader, context: ContextRows, rule: Adapter, states: States | None
+    model: Model,
+    reader: Reader,
+    context: ContextRows,
+    rule: Adapter,
+    states: States | None,
+    features: Features,
 ) -> Profiles:
     """The profiles of one context's images, empty wells included."""
     if states is None:
@@ -165,7 +182,7 @@ def _plate(
         adapted = rule.restore(model.method.predictor, states.state(context.name))
     coded = reader.coded
     rows = np.flatnonzero(coded.context == coded.contexts.index(context.name))
-    x = features_of(adapted, reader, rows)
+    x = features_of(adapted, reader, rows, features)
     manifest = reader.screen.manifest
     told = [column for column in manifest if str(column).startswith("Metadata_")]
     return Profiles(
@@ -175,14 +192,32 @@ def _plate(
     )
 
 
-def features_of(adapted: Adapted, reader: Reader, rows: np.ndarray) -> Float[np.ndarray, "n d"]:
+def features_of(
+    adapted: Adapted, reader: Reader, rows: np.ndarray, features: Features = "head"
+) -> Float[np.ndarray, "n d"]:
     """Features before the head, (n, d) float32, of rows of the reader's screen."""
-    parts = []
+    predictor, parts = adapted.model, []
+    network = predictor.features if features == "head" else encoder_of(predictor)
     with torch.inference_mode():
         for start in range(0, len(rows), _CHUNK):
             image = reader.images(rows[start : start + _CHUNK])
-            parts.append(adapted.model.features(image).float().cpu())
+            parts.append(network(image).float().cpu())
     return torch.cat(parts).numpy()
+
+
+def encoder_of(predictor: Predictor) -> Callable[[Tensor], Tensor]:
+    """Images to the first token (the only one of a convolutional network) of a frozen encoder.
+
+    Raises:
+        InputError: The model has none.
+    """
+    network = predictor.backbone
+    if not isinstance(network, TwoPart):
+        raise InputError(
+            "the model is no classifier on a frozen encoder: its features are the encoder's",
+            fix="leave `features` at head",
+        )
+    return lambda image: network.encoder(image)[:, 0]
 
 
 def _table(profiles: Profiles, manifest: pd.DataFrame) -> pa.Table:

@@ -216,7 +216,8 @@ def adapt(
     method = Adapting(own, pretrained.method.predictor.backbone, config.anchor)
     method.to(views.device).train()
     optimiser = optimiser_for(method, train)
-    sampler, watched = pairs_of(arrival, views, config)
+    elsewhere = pretrained.config.train.pair_positions == "other"
+    sampler, watched = pairs_of(arrival, views, config, other_position=elsewhere)
     total = config.steps or config.epochs * sampler.passes_per_epoch
     networks: Any = own.networks
     watch, step, seconds, best = Watch(), 0, 0.0, None
@@ -297,9 +298,15 @@ def settings(pretraining: TrainConfig, config: OnlineConfig) -> TrainConfig:
 
 
 def pairs_of(
-    arrival: Arrival, reader: Unlabelled, config: OnlineConfig
+    arrival: Arrival, reader: Unlabelled, config: OnlineConfig, *, other_position: bool = False
 ) -> tuple[Pairs | Shuffled, tuple[np.ndarray, np.ndarray]]:
     """What draws the batches, and the (rows, partners) that are watched.
+
+    Args:
+        arrival: The plates.
+        reader: Of their screen.
+        config: The settings.
+        other_position: Whether partners lie at another position on the plate.
 
     Raises:
         InputError: There is no image, or one without a partner where that is an error.
@@ -321,6 +328,7 @@ def pairs_of(
         reader.roles,
         by=config.pairs,
         fallback="same-image",
+        other_position=other_position,
     )
     if found.report.num_without and config.missing_pairs == "error":
         raise InputError(

@@ -77,6 +77,12 @@ def prepare_run(screen: Screen, config: RunConfig, roles: Roles) -> Setup:
             f"{config.view.normalise!r}",
             fix="give --view.normalise unit",
         )
+    if config.train.select_by not in ("loss", "last") and not method.classifies:
+        raise InputError(
+            f"this training of {config.method} leaves the classifier as it is, so that "
+            f"{config.train.select_by!r} cannot select",
+            fix="give --train.select-by loss",
+        )
     rows = training_rows(screen, coded, split, roles, config, method.needs)
     method.learn_design(torch.from_numpy(coded.domain[rows]))
     return Setup(

@@ -12,6 +12,7 @@ from evenfield import api, records
 from evenfield.bench.deploy import reader_for
 from evenfield.bench.grid import AdapterChoice, Arm, GridConfig, run_grid
 from evenfield.bench.mixes import mixes, mixes_of_run, others, scores
+from evenfield.bench.presets.contrimix import recipe
 from evenfield.cli import run
 from evenfield.config import RunConfig, SplitConfig, TrainConfig, View
 from evenfield.data.simulate import simulate, tiny_screen
@@ -115,6 +116,16 @@ def test_two_stages(screen, trained, tmp_path):
     encoders = [key for key in first if key.startswith(("predictor.content", "predictor.attrib"))]
     assert encoders
     assert all(torch.equal(first[key], second[key]) for key in encoders)
+
+
+def test_accuracy_selects_no_encoders(screen, tmp_path):
+    options = {**OPTIONS, "mode": "encoders"}
+    with pytest.raises(InputError, match="'accuracy' cannot select"):
+        api.train(
+            "contrimix", screen.folder, tmp_path / "e", options=options, view=UNIT, split=SPLIT,
+            train=replace(TRAIN, select_by="accuracy"),
+        )  # fmt: skip
+    assert recipe("rxrx1-enc").run.train.select_by == "loss"
 
 
 def test_the_figure_of_a_run(screen, trained):

@@ -99,8 +99,8 @@ def lincs(tmp_path_factory):
                 "Metadata_Plate": f"SQ{replicate}",
                 "Metadata_Well": f"B{number + 1:02d}",
                 "Metadata_Site": "1",
-                "Metadata_Treatment": ["DMSO", "BRD-1 @ 1", "BRD-2 @ 1", "BRD-3 @ 10"][number % 4],
-                "Metadata_Treatment_Replicate": str(replicate),
+                "Treatment": ["DMSO", "BRD-1 @ 1", "BRD-2 @ 1", "BRD-3 @ 10"][number % 4],
+                "Treatment_Replicate": str(replicate),
             }
             for channel in CHANNELS:
                 path = Path(f"SQ{replicate}/{number}-{channel}.png")
@@ -108,13 +108,13 @@ def lincs(tmp_path_factory):
                 file.parent.mkdir(parents=True, exist_ok=True)
                 image = rng.integers(0, 250, (20, 20)).astype(np.uint16)
                 file.write_bytes(imagecodecs.png_encode(image))
-                line[channel] = str(path)
+                line[channel] = str(path.with_suffix(".tiff"))  # as in the published table
             rows.append(line)
     (root / "inputs" / "metadata").mkdir()
     pd.DataFrame(rows).to_csv(root / "inputs" / "metadata" / "index.csv", index=False)
     settings = config(
-        folder=root, replicate="Metadata_Treatment_Replicate", treatment="Metadata_Treatment",
-        label="Metadata_Treatment", process=Process(resize=(16, 16)), channels=CHANNELS,
+        folder=root, replicate="Treatment_Replicate", treatment="Treatment", label="Treatment",
+        process=Process(resize=(16, 16)), channels=CHANNELS,
     )  # fmt: skip
     return ingest("deepprofiler", settings, root / "screen", workers=1)
 

@@ -82,6 +82,17 @@ def test_unannotated_sites_drop_as_in_coda(coda, tmp_path):
     np.testing.assert_array_equal(screen.pixels[3], listing(coda).read(7))
 
 
+def test_a_mechanism_that_is_missing_in_a_parquet_table_is_no_class(coda):
+    table = pd.read_csv(coda / "sites.csv", dtype=str, keep_default_na=False)
+    bare = table["Metadata_moa"] == ""
+    table.assign(Metadata_moa=table["Metadata_moa"].where(~bare, None)).to_parquet(
+        coda / "sites.parquet"
+    )
+    config = Config(folder=coda, table=coda / "sites.parquet")
+    found = SOURCES["stacked-png"](config).listing().manifest
+    pd.testing.assert_frame_equal(found, listing(coda).manifest)
+
+
 def test_a_table_of_wells_and_sites_needs_no_paths(coda):
     table = pd.read_csv(coda / "sites.csv", dtype=str, keep_default_na=False)
     whole = listing(coda).manifest

@@ -511,8 +511,11 @@ def test_encoders_come_from_another_run(make_backbone, tmp_path):
     for name in ("content", "attribute"):
         ours, theirs = (m.predictor.get_submodule(name).state_dict() for m in (second, first))
         assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+    second.learn_design(torch.zeros(3, dtype=torch.int64))
     with pytest.raises(InputError, match="as many channels"):
         make(make_backbone(), mode="backbone", weights=tmp_path, num_attributes=7)
+    with pytest.raises(InputError, match="encoders of random weights"):
+        make(make_backbone(), mode="backbone").learn_design(torch.zeros(3, dtype=torch.int64))
 
 
 @pytest.mark.parametrize("name", sorted(RECIPES))

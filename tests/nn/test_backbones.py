@@ -1,8 +1,12 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
 
+from evenfield.data.fake import fake_batch
 from evenfield.errors import InputError
+from evenfield.methods import METHODS
 from evenfield.nn.backbones import BACKBONES, adapt_stem, build_backbone, load_weights
 from evenfield.nn.norm import batch_norms
 from evenfield.nn.places import places
@@ -41,6 +45,24 @@ def test_places_follow_one_another_and_maps_never_grow(name):
     assert list(sides) == ["stem", "1", "2", "3", "4"][: len(sides)]
     assert list(sides) == list(places(backbone))
     assert sorted(sides.values(), reverse=True) == list(sides.values())
+
+
+@pytest.mark.parametrize("name", ["dsu", "mixstyle", "efdmix", "abra"])
+def test_features_of_a_transformer_change_at_the_stem(name):
+    backbone, d = build_backbone("vit-tiny", 3)
+    assert list(places(backbone)) == ["stem"]
+    cls = METHODS[name]
+    config = cls.Config(**{**cls.tested_with, "stages": ("stem",)})
+    method = cls(config, backbone=backbone, d=d, k=3, c=3).train()
+    image = torch.randn(12, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    batch = replace(fake_batch(n=12), image=image)
+    losses = {
+        float(method.losses(replace(batch, seed=seed), progress=0.9).total.detach())
+        for seed in range(8)
+    }
+    assert len(losses) > 1  # what is changed is drawn anew
+    with pytest.raises(InputError, match="choose from: stem"):
+        cls(cls.Config(**{**cls.tested_with, "stages": ("1",)}), backbone=backbone, d=d, k=3, c=3)
 
 
 @pytest.mark.parametrize("name", CONVOLUTIONAL)

@@ -14,8 +14,12 @@ from evenfield.bench.deploy import predict_plates
 from evenfield.bench.stream import arriving, follow, plates_to_follow
 from evenfield.config import Crops, RunConfig, SplitConfig, TrainConfig, View
 from evenfield.data import dataset
+from evenfield.data.pairs import find_partners
+from evenfield.data.profiles import read_profiles
 from evenfield.data.unlabelled import Unlabelled
 from evenfield.errors import EvenfieldWarning, InputError
+from evenfield.profile.embed import embed
+from evenfield.profile.plates import make_adapter
 from evenfield.train import checkpoint, online
 from evenfield.train.online import adapt, pairs_of, started
 from evenfield.train.online_config import OnlineConfig
@@ -249,6 +253,24 @@ def run_adapt(models, screen, path, **changes):
     return adapt(own, *models, arrival, readers, config, path)
 
 
+@pytest.mark.parametrize("positions", ["any", "other"])
+def test_partners_lie_where_those_of_the_pretraining_lay(
+    tiny, models, tmp_path, monkeypatch, positions
+):
+    dino, frozen = models
+    train = replace(dino.config.train, pair_positions=positions)
+    dino = replace(dino, config=replace(dino.config, train=train))
+    asked = []
+
+    def spy(*args, other_position, **kwargs):
+        asked.append(other_position)
+        return find_partners(*args, other_position=other_position, **kwargs)
+
+    monkeypatch.setattr(online, "find_partners", spy)
+    run_adapt([dino, frozen], tiny, tmp_path / "a.pt", steps=1)
+    assert asked == [positions == "other"]
+
+
 def test_the_anchor_holds_the_student_near_the_source(tiny, models, tmp_path):
     moved = []
     source = models[0].method.networks.teacher.eval()
@@ -352,3 +374,13 @@ def test_the_four_steps_with_a_vision_transformer_and_plates_that_arrive_togethe
         frozen, tiny, tmp_path / "p.parquet", "source", {}, adapted=out, level="well"
     )
     assert set(table["Metadata_Plate"]) == set(index["plates"])
+    embed(frozen, tiny, tmp_path / "f.parquet", adapted=out, features="encoder")
+    profiles = read_profiles(tmp_path / "f.parquet")
+    first = profiles.metadata["Metadata_Plate"].iloc[0]
+    rows = np.flatnonzero(tiny.manifest["Metadata_Plate"] == first)[:4]
+    image = readers_of([dino, frozen], tiny)[1].images(rows)
+    adapted = make_adapter("source").restore(frozen.method.predictor, state)
+    expected = adapted.model.backbone.encoder(image)[:, 0]
+    torch.testing.assert_close(torch.tensor(profiles.features[:4]), expected)
+    with pytest.raises(InputError, match="no classifier on a frozen encoder"):
+        embed(dino, tiny, tmp_path / "g.parquet", features="encoder")

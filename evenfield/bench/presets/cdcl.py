@@ -115,8 +115,9 @@ def cdcl_rxrx1_huvec(fold: int = 1) -> GridConfig:
 def cdcl_cpg0004() -> GridConfig:
     """CDCL and its baselines on CPG0004, LINCS (Fredin Haslum et al., MIDL 2023).
 
-    For a screen of `evenfield ingest deepprofiler SCREEN --folder FOLDER --replicate COLUMN
-    --label Metadata_Treatment --process.resize 256 256`, which splits plates by replicate (1 to 3
+    For a screen of `evenfield ingest deepprofiler SCREEN --folder FOLDER --index enriched_index.csv
+    --root IMAGES --treatment Treatment --label Treatment --replicate Treatment_Replicate
+    --missing skip --process.resize 256 256`, which splits plates by replicate (1 to 3
     train, 4 selects, 5 tests; `--fold 2` to `5` are the other splits), the command is
     `evenfield bench cdcl-cpg0004 SCREEN OUT --roles.domain Metadata_Plate --roles.holdout
     Metadata_Plate --weights deit_small_patch16_224-cd65a155.pth`

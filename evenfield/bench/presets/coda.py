@@ -53,7 +53,8 @@ def coda_jump_target2(
     """CODA from one laboratory of JUMP to another (Fredin Haslum et al., WACV 2024).
 
     For a screen of `evenfield ingest jump SCREEN --folder GALLERY --tables TABLES --sources
-    source_3 source_5 --channels DNA AGP RNA --illumination off --mechanisms MOA --process.crop 448`
+    source_3 source_5 --channels DNA AGP RNA --illumination off --mechanisms MOA --process.crop 448
+    --process.eight-bit deepprofiler`
     (both laboratories and no other; mechanisms as in the page about JUMP), the command is
     `python benchmarks/coda_table.py jump OUT --screen SCREEN --source source_3 --target source_5
     --weights deit_small_patch16_224-cd65a155.pth`

@@ -89,7 +89,7 @@ def _rxrx1(
         accumulate=1,
         epochs=epochs,
         patience=epochs,
-        select_by="accuracy",
+        select_by="loss" if options.get("mode") == "encoders" else "accuracy",
         **train,
     )
     fluorescence = {"absorbance": False, "normalise": "image", **options}

@@ -12,6 +12,7 @@ from evenfield.methods.abra import ablation_rows
 
 TEST_BATCHES = ("b09", "b10", "b11", "b12")
 SOURCE = (AdapterChoice(name="source"),)
+SHOWN = (AdapterChoice(name="source", pictures=True),)
 TRAIN = TrainConfig(
     epochs=20,
     patience=20,
@@ -54,8 +55,8 @@ SEARCHED: dict[str, dict[str, Any]] = {
     "no adversary": {"adversary": "gauss"},
     "eta 0.25": {"eta": 0.25, "rho": 0.5},
     "eta 0.1": {"eta": 0.1, "rho": 0.2},
-    "stem": {"stages": ("stem",)},
-    "stem, eta 0.25": {"stages": ("stem",), "eta": 0.25, "rho": 0.5},
+    "stem": {"stages": ["stem"]},
+    "stem, eta 0.25": {"stages": ["stem"], "eta": 0.25, "rho": 0.5},
     "lambda_d 0.3": {"lambda_d": 0.3},
     "apply_prob 0.25": {"apply_prob": 0.25},
     "adv_warmup 0.4": {"adv_warmup": 0.4},
@@ -67,7 +68,13 @@ AT_STEM = SEARCHED["stem"]
 
 
 def arm(
-    label: str, method: str, *, times: int = 1, view: View | None = None, **options: object
+    label: str,
+    method: str,
+    *,
+    times: int = 1,
+    view: View | None = None,
+    adapters: tuple[AdapterChoice, ...] = SOURCE,
+    **options: object,
 ) -> Arm:
     """An arm without adaptation, trained for `times` as many epochs."""
     epochs = times * TRAIN.epochs
@@ -77,7 +84,7 @@ def arm(
         options=dict(options),
         view=view or View(),
         train=replace(TRAIN, epochs=epochs, patience=epochs),
-        adapters=SOURCE,
+        adapters=adapters,
     )
 
 
@@ -98,7 +105,13 @@ def robust() -> GridConfig:
             arm("erm[image, colour]", "erm", times=TIMES_ABRA, view=IMAGE_COLOUR),
             arm("dsu[image]", "dsu", view=IMAGE),
             arm("abra[image]", "abra", times=TIMES_ABRA, view=IMAGE, **MARGIN),
-            arm("contrimix[image]", "contrimix", view=View(normalise="unit"), **MIXES),
+            arm(
+                "contrimix[image]",
+                "contrimix",
+                view=View(normalise="unit"),
+                adapters=SHOWN,
+                **MIXES,
+            ),
         ),
         folds=(TEST_BATCHES,),
         split=SplitConfig(select_on="wells"),

@@ -24,6 +24,7 @@ from evenfield.bench.presets.contrimix import CAMELYON_IMAGES, RXRX1_IMAGES, rec
 from evenfield.config import SplitConfig, TrainConfig, View
 
 SOURCE = AdapterChoice(name="source")
+SHOWN = AdapterChoice(name="source", pictures=True)
 BATCH = AdapterChoice(name="batch")
 OFFICIAL = SplitConfig(column="Metadata_Split")
 ANNEAL_STEPS = 500
@@ -125,7 +126,7 @@ def camelyon17_contrimix() -> GridConfig:
         options=published.options,
         view=published.view,
         train=published.train,
-        adapters=(SOURCE,),
+        adapters=(SHOWN,),
     )
     return _camelyon17(
         (arm,), "Tumour or not, in a hospital that was never seen: mixes of stains in training."

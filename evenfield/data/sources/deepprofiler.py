@@ -156,7 +156,7 @@ class DeepProfiler(Reader):
         named = [as_text(table[column]) for column in columns]
         if config.images == "raw":
             root = config.root or config.folder / "inputs" / "images"
-            columns_of_paths = [[root / name for name in names] for names in named]
+            columns_of_paths = [[_or_png(root / name) for name in names] for names in named]
         else:
             # `prepare` keeps the name and drops the folders.
             root, plates = config.folder / "outputs/compressed/images", table["Metadata_Plate"]
@@ -188,6 +188,12 @@ class DeepProfiler(Reader):
         if config.replicate:
             told["Metadata_Split"] = replicate_split(table, config.replicate, config.fold)
         return told
+
+
+def _or_png(path: Path) -> Path:
+    """The file, or the PNG of its name where there is only that (as published for CPG0004)."""
+    png = path.with_suffix(".png")
+    return png if not path.exists() and png.exists() else path
 
 
 def replicate_split(table: pd.DataFrame, column: str, fold: int = 1) -> np.ndarray:

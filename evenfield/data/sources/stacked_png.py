@@ -20,7 +20,7 @@ import pandas as pd
 from evenfield.data.channels import find_channels
 from evenfield.data.decode import read_image
 from evenfield.data.jump_tables import DMSO
-from evenfield.data.names import has_controls
+from evenfield.data.names import as_text, has_controls
 from evenfield.data.process import Process
 from evenfield.data.roles import some
 from evenfield.data.sources.base import (
@@ -111,7 +111,8 @@ class StackedPNG(Reader):
 def _sites(table: pd.DataFrame, path: Path) -> pd.DataFrame:
     """The table under the house's names, with well, site and file of each row."""
     table = table.loc[:, [not str(c).startswith("Unnamed: ") and c != "" for c in table.columns]]
-    table = table.rename(columns={k: v for k, v in _RENAME.items() if v not in table}).astype(str)
+    table = table.rename(columns={k: v for k, v in _RENAME.items() if v not in table})
+    table = pd.DataFrame({column: as_text(table[column]) for column in table}, index=table.index)
     if "Metadata_Plate" not in table:
         raise InputError(f"{path} lacks Metadata_Plate", fix="name each site's plate")
     if "Metadata_File" not in table:
