@@ -25,6 +25,7 @@ from evenfield.data.sources import SOURCES
 from evenfield.errors import InputError
 from evenfield.methods import METHODS
 from evenfield.train.run import fit
+from evenfield.train.setup import prepare_run
 
 pytestmark = pytest.mark.filterwarnings("ignore:pairs by", "ignore:pixels of these")
 SMALL = {"num_outputs": 12, "hidden": 16, "bottleneck": 8}
@@ -147,6 +148,11 @@ def test_the_four_steps_of_coda_on_jump(tmp_path):
     train = replace(coda.classify.train, weights=tmp_path / "pretrained", **short)
     second = replace(coda.classify, view=view, train=train)
     classifier = fit(screen, second, tmp_path / "classifier", roles=roles)
+    plates = screen.manifest["Metadata_Plate"].to_numpy()
+    for config in (first, second):
+        split = prepare_run(screen, config, roles).split
+        assert set(plates[split.validation]) == {"JCPQC016"}
+        assert not set(plates[split.train]) & {"JCPQC016", "A1166127"}
     steps = []
     follow(
         pretrained, classifier, screen, tmp_path / "states",

@@ -261,3 +261,17 @@ def test_correlations_of_outputs_fall_in_the_training(make_backbone, steps):
     method = build(make_backbone, w=1.0, centre_momentum=1.0)
     history = [x.parts["barlow"].item() for x in steps(method, [pairs_batch(n=24)] * 40, lr=5e-3)]
     assert history[-1] < 0.7 * history[0]
+
+
+def test_gradients_reach_the_student_alone_and_the_probe_only_its_own(make_backbone):
+    method = build(make_backbone)
+    parts = method.losses(pairs_batch(), progress=0.5).parts
+    for name in ("dino", "barlow"):
+        parts[name].backward(retain_graph=True)
+        got = {name for name, p in method.named_parameters() if p.grad is not None}
+        assert got
+        assert all(name.startswith(("networks.student.", "networks.student_head.")) for name in got)
+        method.zero_grad()
+    parts["probe"].backward()
+    got = {name for name, p in method.named_parameters() if p.grad is not None}
+    assert got == {"predictor.head.weight", "predictor.head.bias"}
