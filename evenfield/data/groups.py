@@ -55,17 +55,20 @@ class Groups:
         No row comes twice unless a group has no more of them than are asked for; a group named
         twice is asked for twice as many.
         """
-        group = np.repeat(groups, each)
-        cell = self._first[group]
+        first = self._first[groups]
         if self._by_class:
-            cell = cell + below(rng, self._num_cells[group])
+            cell = first.repeat(each) + below(rng, self._num_cells[groups].repeat(each))
             return self._rows[self._start[cell] + below(rng, self._size[cell])]
-        start, size = self._start[cell], self._size[cell]
+        start, size = self._start[first].repeat(each), self._size[first].repeat(each)
         place = start + below(rng, size)
-        free = np.arange(len(group))
-        if 2 * len(group) > self._least:
-            free = self._fill_crowded(rng, groups, each, group, place)
-        while len(again := free[repeated(place[free])]):
+        free = None  # all of the batch
+        if 2 * len(place) > self._least:
+            free = self._fill_crowded(rng, groups, each, groups.repeat(each), place)
+
+        def twice() -> Int[np.ndarray, " m"]:
+            return repeated(place) if free is None else free[repeated(place[free])]
+
+        while len(again := twice()):
             place[again] = start[again] + below(rng, size[again])
         return self._rows[place]
 
