@@ -249,6 +249,8 @@ def table(target: Path, yardstick: str) -> None:
         print(f"\n**{kind}, correction: {correction}**\n")
         print(f"| encoder | {' | '.join(metrics)} |\n| --- {'| --- ' * len(metrics)}|")
         for arm in arms:
+            if not any(values.get((kind, correction, metric, arm)) for metric in metrics):
+                continue
             cells = []
             for metric in metrics:
                 mine = values.get((kind, correction, metric, arm), {})
