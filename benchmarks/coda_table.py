@@ -42,6 +42,7 @@ from typing import Any
 import numpy as np
 import torch
 from keep import of_screens
+from tables import span
 
 from evenfield import api
 from evenfield.bench.presets.coda import (
@@ -98,9 +99,10 @@ def fill(screen: Screen, coda: Coda, out: Path, seed: int, arms: list[str]) -> N
     trained = train(screen, coda, out, seed)
     last = json.loads((out / "pretrained" / "history.jsonl").read_text().splitlines()[-1])
     uniform = np.log(trained.pretrained.method.config.num_outputs)
-    inside = in_domain(trained).value
-    print(f"seed {seed}: loss of step 1 {last['losses']['dino']:.3f} (uniform outputs: "
-          f"{uniform:.3f}), in-domain accuracy after step 2 {inside:.3f}", flush=True)  # fmt: skip
+    inside = in_domain(trained)
+    print(f"seed {seed}: loss of step 1 {last['losses']['dino']:.3f} "
+          f"(uniform outputs: {uniform:.3f}), "
+          f"in-domain accuracy after step 2 {inside.value:.3f}", flush=True)  # fmt: skip
     done = {record.cell for record in read(out)} if (out / "records.jsonl").exists() else set()
 
     def note(name: str, number: int, found: list[Record]) -> None:
@@ -110,7 +112,7 @@ def fill(screen: Screen, coda: Coda, out: Path, seed: int, arms: list[str]) -> N
 
     if digest(["frozen", 0, seed]) not in done:
         frozen = judge(trained, {}, trained.target)
-        note("frozen", 0, [*frozen, in_domain(trained)])
+        note("frozen", 0, [*frozen, inside])
     if digest([f"{HOME}, frozen", 0, seed]) not in done:
         note(f"{HOME}, frozen", 0, at_home(trained, {}, {}))
     if digest(["statistics", 0, seed]) not in done:
@@ -276,8 +278,7 @@ def table(target: Path) -> None:
     for (name, number), records in sorted(found.items(), key=lambda item: item[0][1] or 99):
         own = [record for record in records if record.extra["adapted"]]
         cells = [*columns(own, frozen, inside), *columns(records, frozen, inside)]
-        steps = sorted({str(kept_step(record)) for record in records if "steps" in record.extra})
-        print(f"| {name} | {number or 'all'} | {' | '.join(cells)} | {', '.join(steps) or '–'} |")
+        print(f"| {name} | {number or 'all'} | {' | '.join(cells)} | {kept_steps(records)} |")
     if home:
         print()
         home_table(home)
@@ -297,15 +298,18 @@ def home_table(home: Mapping[str, list[Record]]) -> None:
                 continue
             ends = [np.array([side[unit] for unit in mine]) for side in (mine, base)]
             gain = paired_interval(*ends, np.array([unit for _, unit in mine]))
-            cells.append(f"{100 * gain.mean:+.1f}{span(gain.low, gain.high)}")
-        steps = sorted({kept_step(record) for record in records if "steps" in record.extra})
-        print(f"| {name} | {' | '.join(cells)} | {', '.join(map(str, steps)) or '–'} |")
+            cells.append(f"{100 * gain.mean:+.1f}{bracket(gain.low, gain.high)}")
+        print(f"| {name} | {' | '.join(cells)} | {kept_steps(records)} |")
 
 
-def kept_step(record: Record) -> int:
-    """The step whose state was kept."""
-    chosen = record.method.endswith("watched")
-    return int(record.extra["best_step" if chosen else "steps"])
+def kept_steps(records: list[Record]) -> str:
+    """The steps whose states were kept, each once."""
+    adapted = [record for record in records if "steps" in record.extra]
+    steps = {
+        int(record.extra["best_step" if record.method.endswith("watched") else "steps"])
+        for record in adapted
+    }
+    return ", ".join(map(str, sorted(steps))) or "–"
 
 
 def columns(
@@ -330,13 +334,13 @@ def columns(
     share = interval(shares, np.unique(seeds))
     return [
         f"{100 * mine.mean():.1f}",
-        f"{100 * gain.mean:+.1f}{span(gain.low, gain.high)}",
-        f"{100 * share.mean:.0f} %{span(share.low, share.high)}",
+        f"{100 * gain.mean:+.1f}{bracket(gain.low, gain.high)}",
+        f"{100 * share.mean:.0f} %{bracket(share.low, share.high)}",
     ]
 
 
-def span(low: float | None, high: float | None) -> str:
-    return "" if low is None or high is None else f" ({100 * low:+.1f} to {100 * high:+.1f})"
+def bracket(low: float | None, high: float | None) -> str:
+    return "" if low is None or high is None else f" ({span(low, high, '+')})"
 
 
 if __name__ == "__main__":

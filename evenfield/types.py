@@ -67,6 +67,11 @@ class Batch:
         return replace(self, **moved)
 
     @property
+    def scored(self) -> Tensor:
+        """(n,) bool, the images with a known label that are no controls."""
+        return (self.label != UNKNOWN) & ~self.is_control
+
+    @property
     def views(self) -> list[Tensor]:
         """The views by size, (n, v, c, s, s) each: the global ones, then the local ones if any.
 

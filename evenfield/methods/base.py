@@ -208,7 +208,7 @@ def episode_mean(batch: Batch, risk: Callable[[Batch], Tensor]) -> Tensor:
         risk: The risk of one episode, a scalar: its statistics never mix with another's.
     """
     cut = episodes(batch)
-    labelled = [e for e in cut if bool(((e.label != UNKNOWN) & ~e.is_control).any())]
+    labelled = [e for e in cut if bool(e.scored.any())]
     return torch.stack([risk(episode) for episode in labelled or cut]).mean()
 
 

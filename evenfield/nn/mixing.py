@@ -16,7 +16,7 @@ from evenfield.types import UNKNOWN, Batch
 
 def mixable(batch: Batch) -> Int[np.ndarray, " m"]:
     """The places of the items that may be mixed: with a known label, and no controls."""
-    return torch.nonzero((batch.label != UNKNOWN) & ~batch.is_control)[:, 0].cpu().numpy()
+    return torch.nonzero(batch.scored)[:, 0].cpu().numpy()
 
 
 def blend(

@@ -35,7 +35,7 @@ def validation_rows(setup: Setup, config: RunConfig) -> list[np.ndarray]:
     """
     rows, train, method = setup.split.validation, config.train, setup.method
     if not method.needs.one_context and method.native == "source":
-        return [rows[start : start + ROWS] for start in range(0, len(rows), ROWS)]
+        return blocks(rows)
     sizes = {len(part) for part in setup.coded.by_context(rows).values()}
     regime = Regime(
         num_images=min([train.num_perturbed, *sizes]),
@@ -57,6 +57,11 @@ def labelled_rows(setup: Setup) -> list[np.ndarray]:
             "no training image has a label, so that none can vote (`knn`)",
             fix="select by `last`, which reads no label",
         )
+    return blocks(rows)
+
+
+def blocks(rows: np.ndarray) -> list[np.ndarray]:
+    """The rows in their order, at most 256 together."""
     return [rows[start : start + ROWS] for start in range(0, len(rows), ROWS)]
 
 
@@ -116,7 +121,7 @@ def validate(
             sums[name] = sums.get(name, 0.0) + float(part) * num
         total += num
         if select_by in ("accuracy", "worst-domain"):
-            scored = (batch.label != UNKNOWN) & ~batch.is_control
+            scored = batch.scored
             right.append((logits(method, batch).argmax(1) == batch.label)[scored].float().cpu())
             domain.append(batch.domain[scored].cpu())
         elif voters is not None:
@@ -145,9 +150,8 @@ def _features(method: Method, batches: Iterable[Batch]) -> tuple[Tensor, Tensor]
     """Features and labels of the labelled images that are no controls."""
     z, label = [], []
     for batch in batches:
-        scored = (batch.label != UNKNOWN) & ~batch.is_control
-        z.append(method.predictor.features(batch.image)[scored].float())
-        label.append(batch.label[scored])
+        z.append(method.predictor.features(batch.image)[batch.scored].float())
+        label.append(batch.label[batch.scored])
     return torch.cat(z), torch.cat(label)
 
 

@@ -203,8 +203,8 @@ def test_the_split_of_cpg0004_by_the_plates_median_replicate(project, tmp_path):
     )
     mixed = listing(project, index=index, replicate="Treatment_Replicate")
     assert mixed.manifest.Metadata_Split.tolist() == ["val"] * 3 + ["train"] * 3
-    third = listing(project, index=index, replicate="Treatment_Replicate", fold=4)
-    assert third.manifest.Metadata_Split.tolist() == ["train"] * 3 + ["test"] * 3
+    fourth = listing(project, index=index, replicate="Treatment_Replicate", fold=4)
+    assert fourth.manifest.Metadata_Split.tolist() == ["train"] * 3 + ["test"] * 3
     with pytest.raises(InputError, match="no column Replicate"):
         listing(project, replicate="Replicate")
     with pytest.raises(InputError, match="is no number on plates 0012, SQ00015168"):

@@ -3,6 +3,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from gradients import PROBE, STUDENT, reached
 
 from evenfield.data.fake import fake_batch
 from evenfield.errors import InputError
@@ -45,15 +46,10 @@ def test_the_loss_equals_the_formula_written_out(make_backbone):
 def test_gradients_reach_the_online_network_alone(make_backbone):
     method = build(make_backbone)
     parts = method.losses(fake_batch(method.needs), progress=0.5).parts
-    parts["byol"].backward(retain_graph=True)
-    got = {name for name, p in method.named_parameters() if p.grad is not None}
-    online = ("networks.student.", "networks.student_head.", "guess.")
-    assert all(name.startswith(online) for name in got)
+    got = reached(method, parts["byol"])
+    assert all(name.startswith((*STUDENT, "guess.")) for name in got)
     assert {name.split(".")[0] for name in got} == {"networks", "guess"}
-    method.zero_grad()
-    parts["probe"].backward()
-    got = {name for name, p in method.named_parameters() if p.grad is not None}
-    assert got == {"predictor.head.weight", "predictor.head.bias"}
+    assert reached(method, parts["probe"]) == PROBE
 
 
 def test_the_target_follows_by_the_momentum_of_the_progress(make_backbone, steps):

@@ -88,6 +88,11 @@ def arm(
     )
 
 
+def abra_arm(name: str, **options: Any) -> Arm:
+    """ABRA on images that are normalised one by one, with the small margin."""
+    return arm(f"abra {name}", "abra", view=IMAGE, **MARGIN, **options)
+
+
 def robust() -> GridConfig:
     """ContriMix and ABRA against ERM, ERM with as much compute and colour jitter, and others.
 
@@ -129,11 +134,9 @@ def abra_ablation() -> GridConfig:
     return replace(
         robust(),
         arms=(
-            *(arm(f"abra {row}", "abra", view=IMAGE, **MARGIN, **options)
-              for row, options in rows.items()),
+            *(abra_arm(row, **options) for row, options in rows.items()),
             arm("erm[compute]", "erm", times=2, view=IMAGE),
-            *(arm(f"abra {row}, stem", "abra", view=IMAGE, **MARGIN, **AT_STEM, **rows[row])
-              for row in last),
+            *(abra_arm(f"{row}, stem", **AT_STEM, **rows[row]) for row in last),
         ),
         description="Which part of ABRA does the work?",
     )  # fmt: skip
@@ -143,10 +146,7 @@ def abra_search() -> GridConfig:
     """Settings of ABRA on two source batches of a screen that no result is about (seed 100)."""
     return replace(
         robust(),
-        arms=tuple(
-            arm(f"abra {name}", "abra", view=IMAGE, **MARGIN, **options)
-            for name, options in SEARCHED.items()
-        ),
+        arms=tuple(abra_arm(name, **options) for name, options in SEARCHED.items()),
         folds=(("b07", "b08"),),
         seeds=(100,),
         description="How strong a perturbation does a short training take?",
